@@ -105,6 +105,9 @@ mod tests {
         head_norms: [0; 2],
         layer_norms: 2,
         adds_apart: false,
+        norms_behind: false,
+        windows: Vec::new(),
+        rotary: 128,
         sinks: 0,
         experts: None,
     };

@@ -42,8 +42,9 @@ fn device() -> Option<(ComputeDevice, MutexGuard<'static, ()>)> {
     }
 }
 
-/// Wide layers, a large vocabulary, many layers.
-fn shapes() -> [Value; 3] {
+/// Wide layers, a large vocabulary, many layers; norms before and behind the halves of layers, behind alone, results that are
+/// multiplied, gate and up as one matrix, windows, and tables of their own for layers with one.
+fn shapes() -> [Value; 7] {
     let shape = |architecture: &str, vocabulary: usize, hidden: usize, layers: usize| {
         json!({
             "architectures": [architecture], "vocab_size": vocabulary, "hidden_size": hidden,
@@ -53,10 +54,29 @@ fn shapes() -> [Value; 3] {
             "tie_word_embeddings": architecture == "Qwen3ForCausalLM"
         })
     };
+    let with = |mut shape: Value, settings: Value| {
+        for (key, value) in settings.as_object().unwrap() {
+            shape[key] = value.clone();
+        }
+        shape
+    };
     [
         shape("LlamaForCausalLM", 100, 256, 2),
         shape("Qwen3ForCausalLM", 3000, 64, 2),
         shape("Qwen2ForCausalLM", 100, 64, 6),
+        with(
+            shape("Gemma3ForCausalLM", 100, 256, 4),
+            json!({"sliding_window": 20, "sliding_window_pattern": 2, "intermediate_size": 64}),
+        ),
+        with(
+            shape("Olmo3ForCausalLM", 500, 128, 3),
+            json!({"sliding_window": 20, "intermediate_size": 16}),
+        ),
+        with(
+            shape("GraniteForCausalLM", 100, 128, 3),
+            json!({"residual_multiplier": 0.3}),
+        ),
+        shape("Glm4ForCausalLM", 100, 128, 3),
     ]
 }
 

@@ -34,8 +34,12 @@ pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
     let layers = Layer::all(shape, work, element, RANK_MULTIPLE, Place::Gpu);
     let scalars = work.scalars(shape);
     let tile = |tile: usize| scalars.min(tile as u64) * F32;
-    // Ids, positions, and the borders of segments.
-    let batch = 4 * work.tokens() * 4;
+    // Ids, rows of rotary tables, and two borders of what each token sees, through each window that hides something.
+    let windows = shape.windows.iter();
+    let narrow = windows
+        .filter(|window| **window < work.sequence_len)
+        .count() as u64;
+    let batch = (4 + 2 * narrow) * work.tokens() * 4;
     let scratch = match work.trained {
         Trained::All | Trained::Some(_) => tile(SUMS_TILE),
         Trained::Adapters { .. } => 0,

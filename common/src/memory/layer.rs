@@ -31,6 +31,8 @@ pub(super) struct Layer {
     largest: [u64; 2],
     /// Whether what a half of the layer adds goes through buffers of its own first.
     adds_apart: bool,
+    /// Whether it is normed.
+    norms_behind: bool,
     place: Place,
 }
 
@@ -102,6 +104,7 @@ impl Layer {
                         [&PROJECTIONS[0], &PROJECTIONS[2]].map(|slots| of(slots).unwrap_or(0))
                     },
                     adds_apart: shape.adds_apart,
+                    norms_behind: shape.norms_behind,
                     place,
                 }
             })
@@ -158,11 +161,19 @@ impl Layer {
         }
     }
 
-    /// Bytes that a half's result takes before it is added, and its gradient: as it is and normed.
+    /// Bytes that a half's result takes on processors before it is added, and its gradient: as it is and normed.
     fn apart(&self) -> u64 {
-        match self.adds_apart {
-            true => 3 * self.wide(self.hidden),
-            false => 0,
+        match (self.adds_apart, self.place) {
+            (true, Place::Processor) => 3 * self.wide(self.hidden),
+            _ => 0,
+        }
+    }
+
+    /// Bytes that a half's result takes on GPUs where it is normed before it is added.
+    fn result(&self) -> u64 {
+        match (self.norms_behind, self.place) {
+            (true, Place::Gpu) => self.wide(self.hidden),
+            _ => 0,
         }
     }
 
@@ -223,7 +234,8 @@ impl Layer {
         let masked =
             self.masked(self.hidden, qkv_rank) + self.gaining(self.hidden, qkv_largest, qkv_rank);
         let projecting = self.narrow(self.qkv) + self.narrow(self.hidden + qkv_rank) + masked;
-        let attending = self.attended() + self.narrow(self.qkv);
+        let adding = self.wide(self.hidden) + self.result();
+        let attending = self.attended() + self.narrow(self.qkv).max(adding);
         let masked = self.masked(self.hidden, gate_rank)
             + self.gaining(self.hidden, gate_largest, gate_rank);
         let gating = self.inner() + self.narrow(self.hidden + gate_rank) + masked;
@@ -235,7 +247,8 @@ impl Layer {
         let rank = self.ranks[3];
         let masked = self.masked(self.intermediate, rank)
             + self.gaining(self.intermediate, self.hidden, rank);
-        let closing = self.narrow(self.intermediate + rank) + masked.max(self.wide(self.hidden));
+        let adding = self.wide(self.hidden) + self.result();
+        let closing = self.narrow(self.intermediate + rank) + masked.max(adding);
         let closing = closing + self.routing();
         self.open().max(self.inner() + closing) + self.apart()
     }
@@ -273,7 +286,14 @@ impl Layer {
         let h = self.narrow(self.intermediate + rank);
         let d_gate_up = self.narrow(2 * self.intermediate + gate_rank);
         match self.place {
-            Place::Gpu => dy + (dh + (2 * masked).max(d_gate_up + h)).max(d_gate_up + h + masked),
+            Place::Gpu => {
+                let back = dy + (dh + (2 * masked).max(d_gate_up + h)).max(d_gate_up + h + masked);
+                // What a norm reads is computed again before.
+                match self.result() {
+                    0 => back,
+                    result => back.max(h + masked.max(result)).max(result + dy),
+                }
+            }
             Place::Processor => dy + dh + d_gate_up + h + self.again(self.hidden, rank),
         }
     }
@@ -297,7 +317,7 @@ impl Layer {
         let scaling = self
             .gained(self.hidden, rank)
             .max(self.again(self.hidden, rank));
-        let projecting = self.narrow(self.hidden + rank) + masked + scaling;
+        let projecting = self.narrow(self.hidden + rank) + (masked + scaling).max(self.result());
         let rotated = self.narrow(self.qkv) + self.wide(self.heads);
         let d_qkv = self.narrow(self.qkv + self.ranks[0]);
         let back = match self.place {

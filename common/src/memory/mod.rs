@@ -208,7 +208,7 @@ impl Shape {
 
     /// Bytes of the rotary tables: cosines and sines.
     fn tables(&self, work: &Work) -> u64 {
-        (work.sequence_len * self.head_dim) as u64 * F32
+        (work.sequence_len * self.rotary) as u64 * F32
     }
 }
 
@@ -372,6 +372,9 @@ mod tests {
         head_norms: [128; 2],
         layer_norms: 2,
         adds_apart: false,
+        norms_behind: false,
+        windows: Vec::new(),
+        rotary: 128,
         sinks: 0,
         experts: None,
     };

@@ -29,6 +29,12 @@ pub struct Shape {
     pub layer_norms: usize,
     /// Whether what a layer's halves add goes through buffers of its own first: it is normed, or multiplied.
     pub adds_apart: bool,
+    /// Whether what a layer's halves add is normed.
+    pub norms_behind: bool,
+    /// The windows that layers have, each once.
+    pub windows: Vec<usize>,
+    /// Number of cosines and sines of a position, in all rotary tables.
+    pub rotary: usize,
     /// Number of a layer's logits that stand for no token.
     pub sinks: usize,
     /// The experts of a mixture of experts.

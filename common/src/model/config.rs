@@ -224,9 +224,13 @@ impl ModelConfig {
         self.layer_kinds.iter().filter_map(|kind| kind.window).min()
     }
 
-    /// Radians per position of each pair of dimensions, rounded to float32 where Transformers does.
-    pub fn rope_frequencies(&self) -> Vec<f32> {
-        self.rope.frequencies(self.rotary_dim)
+    /// All windows that layers have, each once, the smallest first.
+    pub fn windows(&self) -> Vec<usize> {
+        let kinds = self.layer_kinds.iter();
+        let mut windows: Vec<usize> = kinds.filter_map(|kind| kind.window).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        windows
     }
 }
 
@@ -373,10 +377,8 @@ mod tests {
         })
         .unwrap();
         assert_eq!(old, new);
-        let (scaled, plain) = (
-            old.rope_frequencies(),
-            parse(|_| {}).unwrap().rope_frequencies(),
-        );
+        let frequencies = |config: &ModelConfig| config.rope.frequencies(config.rotary_dim);
+        let (scaled, plain) = (frequencies(&old), frequencies(&parse(|_| {}).unwrap()));
         assert_eq!(scaled[0], plain[0]);
         assert_eq!(scaled[15], plain[15] / 8.0);
     }

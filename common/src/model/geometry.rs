@@ -211,6 +211,9 @@ impl ModelConfig {
             head_norms: self.head_norm_widths(),
             layer_norms: self.norms.names().count(),
             adds_apart: self.norms.are_behind() || self.scales.residual != 1.0,
+            norms_behind: self.norms.are_behind(),
+            windows: self.windows(),
+            rotary: self.rotary_dim * (1 + usize::from(self.local_rope.is_some())),
             sinks: match self.sinks {
                 true => self.heads,
                 false => 0,

@@ -25,7 +25,7 @@ fn phi(change: impl FnOnce(&mut Value)) -> Result<ModelConfig, String> {
 fn long_texts_have_frequencies_of_their_own_and_all_the_same_factor() {
     let config = phi(|_| {}).unwrap();
     assert_eq!(config.rotary_dim, 24);
-    let short = config.rope_frequencies();
+    let short = config.rope.frequencies(config.rotary_dim);
     assert_eq!(short.len(), 12);
     assert_eq!(short[0], 1.0);
     let long = config.rope.long_texts(config.rotary_dim).unwrap();
@@ -149,7 +149,7 @@ fn yarn_blends_from_whole_pairs_on_unless_it_is_not_truncated() {
         config.unwrap()
     };
     let check = |config: &ModelConfig, expected: [f64; 3]| {
-        let frequencies = config.rope_frequencies();
+        let frequencies = config.rope.frequencies(config.rotary_dim);
         for (pair, expected) in [8, 9, 17].into_iter().zip(expected) {
             let found = f64::from(frequencies[pair]);
             assert!((found / expected - 1.0).abs() < 2e-6, "{pair}: {found}");

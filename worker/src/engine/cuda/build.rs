@@ -14,6 +14,7 @@ use super::gpu::Gpu;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::DecoderLayer;
 use super::layers::mlp::Mlp;
+use super::layers::residual::Residual;
 use super::ops::lora_linear::Lora;
 use super::ops::projection::{Linear, Projection, Staged};
 use super::ops::rms_norm::RmsNorm;
@@ -94,32 +95,49 @@ impl Parts<'_> {
         let prefix = format!("model.layers.{layer}.");
         // Layers of experts are not done here.
         let [qkv, output, gate_up, down, _] = projections(config, layer);
-        let head_norm = |name: &str| {
+        let [query_width, key_width] = config.head_norm_widths();
+        let head_norm = |name: &str, width: usize| {
             let name = format!("{prefix}self_attn.{name}.weight");
-            self.vector(&name, config.head_dim)
+            self.vector(&name, width)
         };
         let head_norms = match config.head_norms {
-            HeadNormKind::EachHead => Some(HeadNorms {
-                query: head_norm("q_norm")?,
-                key: head_norm("k_norm")?,
+            HeadNormKind::None => None,
+            HeadNormKind::EachHead | HeadNormKind::AllHeads => Some(HeadNorms {
+                query: head_norm("q_norm", query_width)?,
+                key: head_norm("k_norm", key_width)?,
                 epsilon: config.rms_norm_epsilon as f32,
+                offset: config.norm_offset,
+                is_wide: config.head_norms == HeadNormKind::AllHeads,
             }),
-            // The other kind is not done here.
-            HeadNormKind::None | HeadNormKind::AllHeads => None,
         };
-        let layer_norm = |name: &str| self.norm(&format!("{prefix}{name}.weight"));
+        let layer_norm = |name: Option<&str>| {
+            name.map(|name| self.norm(&format!("{prefix}{name}.weight")))
+                .transpose()
+        };
+        let residual = |name| -> Result<Residual, EngineError> {
+            Ok(Residual {
+                norm: layer_norm(name)?,
+                scale: config.scales.residual as f32,
+            })
+        };
         Ok(DecoderLayer {
             attention: AttentionBlock {
-                norm: layer_norm("input_layernorm")?,
+                norm: layer_norm(config.norms.attention_input)?,
                 qkv: self.projection(&prefix, &qkv)?,
                 output: self.projection(&prefix, &output)?,
+                residual: residual(config.norms.attention_output)?,
                 layout: HeadLayout::of(config),
                 head_norms,
+                kind: config.layer_kinds[layer],
+                scale: config.scales.attention as f32,
+                cap: config.caps.attention.map(|cap| cap as f32),
             },
             mlp: Mlp {
-                norm: layer_norm("post_attention_layernorm")?,
+                norm: layer_norm(config.norms.mlp_input)?,
                 gate_up: self.projection(&prefix, &gate_up)?,
                 down: self.projection(&prefix, &down)?,
+                residual: residual(config.norms.mlp_output)?,
+                activation: config.activation,
             },
         })
     }
@@ -175,6 +193,7 @@ impl Parts<'_> {
         Ok(RmsNorm {
             weight: self.vector(name, self.config.hidden_size)?,
             epsilon: self.config.rms_norm_epsilon as f32,
+            offset: self.config.norm_offset,
         })
     }
 

@@ -12,19 +12,19 @@ use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
 use super::layers::Pass;
 use super::layers::decoder::{self, DecoderLayer};
+use super::layers::ropes::GpuRopes;
 use super::ops::cross_entropy::{LossHead, chunk_count};
 use super::ops::elementwise::Rows;
 use super::ops::embedding;
 use super::ops::rms_norm::RmsNorm;
-use super::ops::rope::GpuRopeTable;
 use super::params::{GradientSink, TokenMatrix};
 use crate::engine::Abandon;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::PassTimes;
 use crate::engine::model::layers::decoder::Keep;
-use crate::engine::ops::cross_entropy::LossSum;
+use crate::engine::ops::cross_entropy::{LogitRule, LossSum};
+use crate::engine::ops::element::Element;
 use crate::engine::ops::lora_linear::MaskKey;
-use crate::engine::ops::rope::RopeTable;
 
 /// A decoder that is trained on a GPU.
 pub struct CausalLm<E> {
@@ -34,13 +34,15 @@ pub struct CausalLm<E> {
     norm: RmsNorm,
     /// The output layer; None where that is the embedding.
     head: Option<TokenMatrix<E>>,
-    rope: GpuRopeTable,
+    ropes: GpuRopes,
+    /// All windows that layers have.
+    windows: Vec<usize>,
     checkpointing: bool,
     token_loss: TokenLoss,
     abandon: Abandon,
 }
 
-impl<E: GpuElement> CausalLm<E> {
+impl<E: GpuElement + Element> CausalLm<E> {
     /// Puts a model together. `sequence_len` is a hint: tables grow when longer sequences come.
     pub fn new(
         gpu: &Gpu,
@@ -50,13 +52,13 @@ impl<E: GpuElement> CausalLm<E> {
         norm: RmsNorm,
         sequence_len: usize,
     ) -> Result<Self, GpuError> {
-        let table = RopeTable::new(&config.rope_frequencies(), sequence_len, 1.0);
         Ok(Self {
             embedding,
             layers,
             norm,
             head,
-            rope: GpuRopeTable::upload(gpu, &table)?,
+            ropes: GpuRopes::new(gpu, config, sequence_len)?,
+            windows: config.windows(),
             checkpointing: false,
             token_loss: TokenLoss::default(),
             config: config.clone(),
@@ -104,9 +106,8 @@ impl<E: GpuElement> CausalLm<E> {
     /// Makes the tables of rotary positions reach to the batch's last position.
     pub fn prepare(&mut self, gpu: &Gpu, batch: &Batch) -> Result<(), GpuError> {
         let positions = batch.longest_segment();
-        if self.rope.positions() < positions {
-            let table = RopeTable::new(&self.config.rope_frequencies(), positions, 1.0);
-            self.rope = GpuRopeTable::upload(gpu, &table)?;
+        if self.ropes.positions() < positions {
+            self.ropes = GpuRopes::new(gpu, &self.config, positions)?;
         }
         Ok(())
     }
@@ -123,7 +124,7 @@ impl<E: GpuElement> CausalLm<E> {
         (sink, droppable): (&mut dyn GradientSink, bool),
     ) -> Result<Option<(LossSum, PassTimes)>, GpuError> {
         let started = Instant::now();
-        let uploaded = GpuBatch::upload(gpu, batch)?;
+        let uploaded = self.upload(gpu, batch)?;
         let mut pass = self.pass(gpu, &uploaded, mask);
         let keep = match self.checkpointing {
             true => Keep::Inputs,
@@ -145,7 +146,8 @@ impl<E: GpuElement> CausalLm<E> {
         if decoder::backward(&self.layers, tape, dx, pass, sink)?.is_none() {
             return Ok(None);
         }
-        embedding::backward(gpu, &batch.ids, &self.embedding, &dx.as_view(), sink)?;
+        let embedding = (&self.embedding, self.embedding_scale());
+        embedding::backward(gpu, &batch.ids, embedding, &dx.as_view(), sink)?;
         gpu.wait()?;
         // Forward and loss run together: the processor waits for the GPU only where it reads the loss.
         let times = PassTimes {
@@ -183,16 +185,21 @@ impl<E: GpuElement> CausalLm<E> {
         let out = (&mut normed.as_view_mut(), Rows::new(tokens, width));
         self.norm.forward(gpu, &x.as_view(), out)?;
         let mut logits = gpu.take::<f32>(tokens * vocabulary)?;
+        let rule = self.logit_rule();
         gpu.blas().product(
             Target::new(&mut logits.as_view_mut(), vocabulary),
             Matrix::new(&normed.as_view(), tokens, width),
             Matrix::new(&head.values.as_view(), vocabulary, width).transposed(),
         )?;
-        Ok(Some(gpu.download(&logits, tokens * vocabulary)?))
+        let mut logits = gpu.download(&logits, tokens * vocabulary)?;
+        logits
+            .chunks_exact_mut(vocabulary)
+            .for_each(|row| rule.apply(row));
+        Ok(Some(logits))
     }
 
     fn hidden(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<DeviceBuffer<f32>>, GpuError> {
-        let uploaded = GpuBatch::upload(gpu, batch)?;
+        let uploaded = self.upload(gpu, batch)?;
         let pass = self.pass(gpu, &uploaded, None);
         let kept = decoder::forward(&self.layers, self.embed(pass)?, pass, Keep::Nothing)?;
         Ok(kept.map(|(x, _)| x))
@@ -203,8 +210,13 @@ impl<E: GpuElement> CausalLm<E> {
             .gpu
             .take::<f32>(pass.tokens() * self.config.hidden_size)?;
         let (ids, out) = (pass.batch.ids.as_view(), &mut x.as_view_mut());
-        embedding::forward(pass.gpu, &ids, &self.embedding, out)?;
+        embedding::forward(pass.gpu, &ids, &self.embedding, out, self.embedding_scale())?;
         Ok(x)
+    }
+
+    /// What embeddings are multiplied by, rounded to the type that the model is computed in, as Transformers does.
+    fn embedding_scale(&self) -> f32 {
+        E::round_from(self.config.scales.embedding as f32).wide()
     }
 
     fn loss_head(&self) -> LossHead<'_, E> {
@@ -212,7 +224,20 @@ impl<E: GpuElement> CausalLm<E> {
             norm: &self.norm,
             head: self.head(),
             loss: self.token_loss,
+            logits: self.logit_rule(),
         }
+    }
+
+    fn logit_rule(&self) -> LogitRule {
+        LogitRule {
+            scale: self.config.scales.logits as f32,
+            cap: self.config.caps.logits.map(|cap| cap as f32),
+        }
+    }
+
+    fn upload(&self, gpu: &Gpu, batch: &Batch) -> Result<GpuBatch, GpuError> {
+        let rows = self.ropes.rows(&batch.positions);
+        GpuBatch::upload(gpu, batch, &rows, &self.windows)
     }
 
     fn head(&self) -> &TokenMatrix<E> {
@@ -223,7 +248,7 @@ impl<E: GpuElement> CausalLm<E> {
         Pass {
             gpu,
             batch,
-            rope: &self.rope,
+            ropes: &self.ropes,
             mask,
             abandon: Some(&self.abandon),
         }

@@ -70,10 +70,6 @@ impl CausalLm {
         norm: RmsNorm,
         sequence_len: usize,
     ) -> Self {
-        let kinds = config.layer_kinds.iter();
-        let mut windows: Vec<usize> = kinds.filter_map(|kind| kind.window).collect();
-        windows.sort_unstable();
-        windows.dedup();
         let ropes = RopeTables::new(config, sequence_len);
         Self {
             embedding,
@@ -81,7 +77,7 @@ impl CausalLm {
             norm,
             head,
             ropes: Mutex::new(Arc::new(ropes)),
-            windows,
+            windows: config.windows(),
             checkpointing: false,
             token_loss: TokenLoss::default(),
             config: config.clone(),

@@ -54,6 +54,17 @@ impl RopeTable {
         self.cos.len() / self.half.max(1)
     }
 
+    /// Number of pairs that a row turns.
+    #[cfg(feature = "cuda")]
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    #[cfg(feature = "cuda")]
+    pub fn pairs(&self) -> RotaryPairs {
+        self.pairs
+    }
+
     /// The table's cosines and its sines.
     #[cfg(feature = "cuda")]
     pub fn values(&self) -> (&[f32], &[f32]) {

@@ -6,11 +6,8 @@ use std::time::Instant;
 use common::files::layout::Layout;
 use common::files::{Flat, Moment};
 use common::job::{BaseDtype, JobSpec, LoraSpec, Method, Optimizer as Kind, Reduction};
-use common::memory::{Fused, on_gpu};
-use common::model::{
-    Activation, Caps, HeadNormKind, LayerKind, ModelConfig, RopeScaling, RotaryPairs, Rotation,
-    Scales,
-};
+use common::memory::on_gpu;
+use common::model::ModelConfig;
 use half::bf16;
 
 use super::checkpointing::is_checkpointing;
@@ -63,7 +60,7 @@ impl OnGpu {
         {
             return Err(EngineError::GpuAdapter { what });
         }
-        if let Some(feature) = not_on_gpus(config, job.sequence_len) {
+        if let Some(feature) = not_on_gpus(config) {
             let family = config.architecture.name();
             return Err(EngineError::GpuFamily { family, feature });
         }
@@ -259,56 +256,12 @@ fn adapter_not_on_gpus(lora: &LoraSpec) -> Option<&'static str> {
     is_from_base.then_some("an adapter that begins with a part of the weights (init_lora_weights)")
 }
 
-/// What of a decoder the kernels do not do, if anything: they know Llama's layers, and Qwen's.
-fn not_on_gpus(config: &ModelConfig, sequence_len: usize) -> Option<&'static str> {
-    let rotated = |kind: &LayerKind| kind.rotation == Rotation::Usual;
-    let scales = Scales {
-        attention: config.scales.attention,
-        ..Scales::NONE
-    };
-    let usual_attention = f64::from(1.0 / (config.head_dim as f32).sqrt());
-    let checks = [
-        (config.experts.is_some(), "a mixture of experts"),
-        (config.norms.are_behind(), "norms behind a layer's halves"),
-        (config.norm_offset, "norms of 1 + weight"),
-        (config.activation != Activation::Silu, "GELU"),
-        (
-            config.head_norms == HeadNormKind::AllHeads,
-            "norms of all heads together",
-        ),
-        (config.caps != Caps::default(), "soft caps"),
-        (
-            config.scales != scales || scales.attention != usual_attention,
-            "multipliers",
-        ),
-        (
-            !config.layer_kinds.iter().all(rotated),
-            "positions that differ by layer",
-        ),
-        (
-            matches!(config.rope.scaling, RopeScaling::Long { .. }),
-            "longrope",
-        ),
-        (config.rope.attention_factor() != 1.0, "yarn"),
-        (config.fused != Fused::NONE, "fused projections"),
-        (
-            config.rotary_dim != config.head_dim,
-            "positions in a part of each head",
-        ),
-        (
-            config.rotary_pairs != RotaryPairs::Halves,
-            "positions of interleaved pairs",
-        ),
-        (
-            config
-                .smallest_window()
-                .is_some_and(|window| window < sequence_len),
-            "a sliding window",
-        ),
-    ];
-    checks
-        .into_iter()
-        .find_map(|(is_there, feature)| is_there.then_some(feature))
+/// What of a decoder the kernels do not do, if anything.
+fn not_on_gpus(config: &ModelConfig) -> Option<&'static str> {
+    if config.experts.is_some() {
+        return Some("a mixture of experts");
+    }
+    config.sinks.then_some("attention sinks")
 }
 
 #[cfg(test)]

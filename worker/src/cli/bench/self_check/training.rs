@@ -112,7 +112,8 @@ fn on<R>(
     })
 }
 
-/// The shapes to check: every family, method and type; heads of 64 and 128, and sequences that fill no tile.
+/// The shapes to check: every method and type; heads of 64, 128 and 256, and sequences that fill no tile; windows, soft caps, and norms
+/// before and behind the halves of layers, of each head and of all together.
 pub fn shapes() -> Vec<Shape> {
     let config = |architecture: &str, head_dim: usize| {
         json!({
@@ -129,6 +130,12 @@ pub fn shapes() -> Vec<Shape> {
         mode,
         dtype,
         seq,
+    };
+    let with = |mut shape: Shape, settings: Value| {
+        for (key, value) in settings.as_object().into_iter().flatten() {
+            shape.config[key] = value.clone();
+        }
+        shape
     };
     vec![
         shape(
@@ -162,6 +169,30 @@ pub fn shapes() -> Vec<Shape> {
             Mode::Full,
             Dtype::Bfloat16,
             129,
+        ),
+        with(
+            shape(
+                "Gemma 2, LoRA, bfloat16",
+                "Gemma2ForCausalLM",
+                256,
+                Mode::Lora,
+                Dtype::Bfloat16,
+                150,
+            ),
+            json!({
+                "sliding_window": 70, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 10.0
+            }),
+        ),
+        with(
+            shape(
+                "OLMo 3, all weights, float32",
+                "Olmo3ForCausalLM",
+                64,
+                Mode::Full,
+                Dtype::Float32,
+                130,
+            ),
+            json!({"sliding_window": 70, "layer_types": ["sliding_attention", "full_attention"]}),
         ),
     ]
 }

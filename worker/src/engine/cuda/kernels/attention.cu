@@ -1,4 +1,4 @@
-// Causal attention within segments, forward, in bfloat16 (FlashAttention-2, Dao, 2023): a block for each tile of query rows
+// Causal attention within segments or windows of them, forward, in bfloat16 (FlashAttention-2, Dao, 2023): a block for each tile of query rows
 // and each head, four warps of 16 M rows each. Keys and values come in tiles, the next one while this one is worked on;
 // tiles that no row sees are left out, and only tiles that some row sees a part of are masked.
 #include "attention.cuh"
@@ -39,10 +39,11 @@ __device__ __forceinline__ void softmax(float (&scores)[M][N][4], float (&larges
         }
 }
 
-// Rows of the context are `stride` apart. Shared memory: the queries, and twice a tile of keys and one of values.
-template <int DIM, int M, int KEYS>
+// Rows of the context are `stride` apart. `starts` are the first keys that each query sees, which never decrease. Shared memory: the
+// queries, and twice a tile of keys and one of values.
+template <int DIM, int M, int KEYS, bool CAPPED>
 __device__ __forceinline__ void forward(Heads heads, const bf16 *qkv, bf16 *context, float *log_sums,
-                                        const unsigned *starts, int tokens, int stride, float scale) {
+                                        const unsigned *starts, int tokens, int stride, float scale, float cap) {
     constexpr int ROWS = WARPS * M * 16, QUERY_BYTES = ROWS * DIM * 2, TILE_BYTES = KEYS * DIM * 2;
     SHARED(unsigned char, shared);
     int head = blockIdx.x, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
@@ -66,7 +67,7 @@ __device__ __forceinline__ void forward(Heads heads, const bf16 *qkv, bf16 *cont
 #pragma unroll
     for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INFINITY;
     Address own_queries = queries + warp * M * 16 * DIM * 2;
-    float scale_of_2 = scale * LOG2_E;
+    float multiplier = CAPPED ? cap : scale, scale_of_2 = multiplier * LOG2_E;
     for (int tile = begin; tile < end; tile++) {
         wait_for_copies();
         // This tile is there, and nobody reads the one before any more.
@@ -77,6 +78,7 @@ __device__ __forceinline__ void forward(Heads heads, const bf16 *qkv, bf16 *cont
         Address stage = stages + tile % 2 * 2 * TILE_BYTES;
         float scores[M][KEYS / 8][4] = {};
         multiply<DIM>(scores, own_queries, stage);
+        if constexpr (CAPPED) limit(scores, scale / cap);
         if (!seen.all(first_key, KEYS)) mask(scores, starts, tokens, own, first_key);
         softmax<DIM>(scores, largest, sums, result, scale_of_2);
         multiply_rows<DIM>(result, scores, stage + TILE_BYTES);
@@ -92,19 +94,23 @@ __device__ __forceinline__ void forward(Heads heads, const bf16 *qkv, bf16 *cont
             factors[m][half] = 1 / sum;
             int row = own + m * 16 + half * 8 + lane / 4;
             if (lane % 4 == 0 && row < tokens)
-                log_sums[static_cast<int64_t>(head) * tokens + row] = largest[m][half] * scale + logf(sum);
+                log_sums[static_cast<int64_t>(head) * tokens + row] = largest[m][half] * multiplier + logf(sum);
         }
     bf16 *to = context + static_cast<int64_t>(own) * stride + head * heads.dimension;
     store_rows<DIM>(result, factors, shared + warp * M * 16 * DIM * 2, to, stride, tokens - own, heads.dimension);
 }
 
-#define FORWARD(DIM, M, KEYS) \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward_bf16_##DIM( \
+#define FORWARD(KIND, DIM, M, KEYS, CAPPED) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward_##KIND##_##DIM( \
         const bf16 *qkv, bf16 *context, float *log_sums, const unsigned *starts, int queries, int keys, int dimension, \
-        int tokens, int stride, float scale) { \
-        forward<DIM, M, KEYS>(Heads{queries, keys, dimension}, qkv, context, log_sums, starts, tokens, stride, scale); \
+        int tokens, int stride, float scale, float cap) { \
+        Heads heads{queries, keys, dimension}; \
+        forward<DIM, M, KEYS, CAPPED>(heads, qkv, context, log_sums, starts, tokens, stride, scale, cap); \
     } \
-    EXPORT(attention_forward_bf16_##DIM)
-FORWARD(64, 2, 64)
-FORWARD(128, 2, 64)
-FORWARD(256, 1, 32)
+    EXPORT(attention_forward_##KIND##_##DIM)
+FORWARD(bf16, 64, 2, 64, false)
+FORWARD(bf16, 128, 2, 64, false)
+FORWARD(bf16, 256, 1, 32, false)
+FORWARD(capped_bf16, 64, 2, 64, true)
+FORWARD(capped_bf16, 128, 2, 64, true)
+FORWARD(capped_bf16, 256, 1, 32, true)

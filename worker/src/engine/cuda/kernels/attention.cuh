@@ -61,6 +61,20 @@ __device__ __forceinline__ void hide(float (&scores)[M][N][4], const int (&borde
             }
 }
 
+// Scores x become tanh(factor x): a soft cap (Gemma Team, 2024) makes cap tanh(scale x / cap) of them, and what follows multiplies
+// by the cap where it would multiply by the scale.
+template <int M, int N> __device__ __forceinline__ void limit(float (&scores)[M][N][4], float factor) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) scores[m][n][i] = fast_tanh(scores[m][n][i] * factor);
+}
+
+// The slope of tanh where it is t; 0 for scores that nobody sees, which are -inf.
+__device__ __forceinline__ float slope_at(float t) { return fmaxf(1.0f - t * t, 0.0f); }
+
 // Scores that nobody sees become -inf. Rows beyond the last token are nobody's.
 template <int M, int N>
 __device__ __forceinline__ void mask(float (&scores)[M][N][4], const unsigned *starts, int tokens, int first_row,

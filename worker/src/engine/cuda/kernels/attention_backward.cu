@@ -1,4 +1,4 @@
-// Causal attention within segments, backward, in bfloat16 (FlashAttention-2, Dao, 2023). Two kernels compute the
+// Causal attention within segments or windows of them, backward, in bfloat16 (FlashAttention-2, Dao, 2023). Two kernels compute the
 // probabilities again: one sums the gradients of a tile of keys and values over all queries that see them, one those of a
 // tile of queries over all keys that they see. Each sum has one owner and one order.
 #include "attention.cuh"
@@ -60,16 +60,20 @@ __device__ __forceinline__ void mask_keys(float (&scores)[M][N][4], const unsign
 struct Saved {
     const bf16 *qkv, *d_context;
     const float *log_sums, *deltas;
-    // Of each token's segment: its start where a kernel's rows are queries, its end where they are keys.
+    // Of each token: the first key that it sees where a kernel's rows are queries, the end of the queries that see it where they are
+    // keys. They never decrease.
     const unsigned *borders;
     int tokens;
-    float scale;
+    float scale, cap;
+
+    // What limited scores are multiplied by, or scores where none is limited.
+    template <bool CAPPED> __device__ float multiplier() const { return CAPPED ? cap : scale; }
 };
 
 // The gradients of a tile of keys and of values; the four warps have 16 M of its rows each, as the rows of all products. KEYS
 // and VALUES say which of the two. Shared memory: keys and values, and twice a tile of queries, one of d_context; then
 // twice the log sums and deltas of such a tile.
-template <int DIM, int M, int QUERIES, bool KEYS, bool VALUES>
+template <int DIM, int M, int QUERIES, bool KEYS, bool VALUES, bool CAPPED>
 __device__ __forceinline__ void backward_keys(Heads heads, Saved saved, bf16 *d_qkv) {
     constexpr int ROWS = WARPS * M * 16, KEY_BYTES = ROWS * DIM * 2, TILE_BYTES = QUERIES * DIM * 2;
     // Behind all tiles, which begin at multiples of their rows' bytes.
@@ -106,7 +110,7 @@ __device__ __forceinline__ void backward_keys(Heads heads, Saved saved, bf16 *d_
     int last_end = own <= last ? saved.borders[last] : 0, first_end = own <= last ? saved.borders[own] : 0;
     float d_keys[KEYS ? M : 1][DIM / 8][4] = {}, d_values[VALUES ? M : 1][DIM / 8][4] = {};
     Address own_keys = keys + warp * M * 16 * DIM * 2;
-    float scale_of_2 = saved.scale * LOG2_E;
+    float scale_of_2 = saved.multiplier<CAPPED>() * LOG2_E;
     int parity = 0, head = first_head, tile = begin;
     while (head < first_head + group) {
         wait_for_copies();
@@ -124,14 +128,21 @@ __device__ __forceinline__ void backward_keys(Heads heads, Saved saved, bf16 *d_
         const auto *log_sums = reinterpret_cast<const float *>(shared + SUMS) + part * 2 * QUERIES;
         float p[M][QUERIES / 8][4] = {};
         multiply<DIM>(p, own_keys, stage);
+        if constexpr (CAPPED) limit(p, saved.scale / saved.cap);
         if (from < last || from + QUERIES > first_end) mask_keys(p, saved.borders, tokens, own, from);
+        // Of the limit of each score, which the probabilities overwrite.
+        constexpr bool SLOPES = CAPPED && KEYS;
+        float slopes[SLOPES ? M : 1][SLOPES ? QUERIES / 8 : 1][4];
 #pragma unroll
         for (int n = 0; n < QUERIES / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float log_sum = log_sums[n * 8 + lane % 4 * 2 + i % 2] * LOG2_E;
 #pragma unroll
-                for (int m = 0; m < M; m++) p[m][n][i] = fast_exp2(p[m][n][i] * scale_of_2 - log_sum);
+                for (int m = 0; m < M; m++) {
+                    if constexpr (SLOPES) slopes[m][n][i] = slope_at(p[m][n][i]);
+                    p[m][n][i] = fast_exp2(p[m][n][i] * scale_of_2 - log_sum);
+                }
             }
         if constexpr (VALUES) multiply_rows<DIM>(d_values, p, stage + TILE_BYTES);
         if constexpr (KEYS) {
@@ -143,7 +154,10 @@ __device__ __forceinline__ void backward_keys(Heads heads, Saved saved, bf16 *d_
                 for (int i = 0; i < 4; i++) {
                     float delta = log_sums[QUERIES + n * 8 + lane % 4 * 2 + i % 2];
 #pragma unroll
-                    for (int m = 0; m < M; m++) p[m][n][i] *= d_p[m][n][i] - delta;
+                    for (int m = 0; m < M; m++) {
+                        p[m][n][i] *= d_p[m][n][i] - delta;
+                        if constexpr (SLOPES) p[m][n][i] *= slopes[m][n][i];
+                    }
                 }
             multiply_rows<DIM>(d_keys, p, stage);
         }
@@ -162,7 +176,7 @@ __device__ __forceinline__ void backward_keys(Heads heads, Saved saved, bf16 *d_
 
 // The gradient of a tile of queries of a head. Shared memory: queries and d_context, and twice a tile of keys and one of
 // values.
-template <int DIM, int M, int KEYS>
+template <int DIM, int M, int KEYS, bool CAPPED>
 __device__ __forceinline__ void backward_queries(Heads heads, Saved saved, bf16 *d_qkv) {
     constexpr int ROWS = WARPS * M * 16, QUERY_BYTES = ROWS * DIM * 2, TILE_BYTES = KEYS * DIM * 2;
     SHARED(unsigned char, shared);
@@ -189,7 +203,7 @@ __device__ __forceinline__ void backward_queries(Heads heads, Saved saved, bf16 
     row_values(log_sums, saved.log_sums + static_cast<int64_t>(head) * tokens, own, tokens, 0.0f);
     row_values(deltas, saved.deltas + static_cast<int64_t>(head) * tokens, own, tokens, 0.0f);
     Address own_queries = queries + warp * M * 16 * DIM * 2;
-    float scale_of_2 = saved.scale * LOG2_E;
+    float scale_of_2 = saved.multiplier<CAPPED>() * LOG2_E;
     for (int tile = begin; tile < end; tile++) {
         wait_for_copies();
         // This tile is there, and nobody reads the one before any more.
@@ -200,6 +214,7 @@ __device__ __forceinline__ void backward_queries(Heads heads, Saved saved, bf16 
         Address stage = stages + tile % 2 * 2 * TILE_BYTES;
         float p[M][KEYS / 8][4] = {}, d_p[M][KEYS / 8][4] = {};
         multiply<DIM>(p, own_queries, stage);
+        if constexpr (CAPPED) limit(p, saved.scale / saved.cap);
         if (!seen.all(first_key, KEYS)) mask(p, saved.borders, tokens, own, first_key);
         multiply<DIM>(d_p, own_queries + QUERY_BYTES, stage + TILE_BYTES);
 #pragma unroll
@@ -208,8 +223,9 @@ __device__ __forceinline__ void backward_queries(Heads heads, Saved saved, bf16 
             for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    float probability = fast_exp2(p[m][n][i] * scale_of_2 - log_sums[m][i / 2] * LOG2_E);
+                    float score = p[m][n][i], probability = fast_exp2(score * scale_of_2 - log_sums[m][i / 2] * LOG2_E);
                     p[m][n][i] = probability * (d_p[m][n][i] - deltas[m][i / 2]);
+                    if constexpr (CAPPED) p[m][n][i] *= slope_at(score);
                 }
         multiply_rows<DIM>(result, p, stage);
     }
@@ -222,32 +238,40 @@ __device__ __forceinline__ void backward_queries(Heads heads, Saved saved, bf16 
 
 #define ARGUMENTS \
     const bf16 *qkv, const bf16 *d_context, const float *log_sums, const float *deltas, const unsigned *borders, \
-        bf16 *d_qkv, int queries, int keys, int dimension, int tokens, float scale
-#define SAVED Heads{queries, keys, dimension}, Saved{qkv, d_context, log_sums, deltas, borders, tokens, scale}, d_qkv
+        bf16 *d_qkv, int queries, int keys, int dimension, int tokens, float scale, float cap
+#define SAVED Heads{queries, keys, dimension}, Saved{qkv, d_context, log_sums, deltas, borders, tokens, scale, cap}, d_qkv
 
-#define BACKWARD_QUERIES(DIM, M, KEYS) \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_queries_bf16_##DIM(ARGUMENTS) { \
-        backward_queries<DIM, M, KEYS>(SAVED); \
+#define BACKWARD_QUERIES(KIND, DIM, M, KEYS, CAPPED) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_queries_##KIND##_##DIM(ARGUMENTS) { \
+        backward_queries<DIM, M, KEYS, CAPPED>(SAVED); \
     } \
-    EXPORT(attention_backward_queries_bf16_##DIM)
-BACKWARD_QUERIES(64, 2, 64)
-BACKWARD_QUERIES(128, 2, 32)
-BACKWARD_QUERIES(256, 1, 32)
+    EXPORT(attention_backward_queries_##KIND##_##DIM)
+BACKWARD_QUERIES(bf16, 64, 2, 64, false)
+BACKWARD_QUERIES(bf16, 128, 2, 32, false)
+BACKWARD_QUERIES(bf16, 256, 1, 32, false)
+BACKWARD_QUERIES(capped_bf16, 64, 2, 64, true)
+BACKWARD_QUERIES(capped_bf16, 128, 2, 32, true)
+BACKWARD_QUERIES(capped_bf16, 256, 1, 32, true)
 
-#define BACKWARD_KEYS(DIM, M, QUERIES) \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_keys_bf16_##DIM(ARGUMENTS) { \
-        backward_keys<DIM, M, QUERIES, true, true>(SAVED); \
+#define BACKWARD_KEYS(KIND, DIM, M, QUERIES, CAPPED) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_keys_##KIND##_##DIM(ARGUMENTS) { \
+        backward_keys<DIM, M, QUERIES, true, true, CAPPED>(SAVED); \
     } \
-    EXPORT(attention_backward_keys_bf16_##DIM)
-BACKWARD_KEYS(64, 2, 32)
-BACKWARD_KEYS(128, 1, 64)
+    EXPORT(attention_backward_keys_##KIND##_##DIM)
+BACKWARD_KEYS(bf16, 64, 2, 32, false)
+BACKWARD_KEYS(bf16, 128, 1, 64, false)
+BACKWARD_KEYS(capped_bf16, 64, 2, 32, true)
+BACKWARD_KEYS(capped_bf16, 128, 1, 64, true)
 
 // A second layer of blocks for the values: both sums do not fit into the registers.
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_keys_bf16_256(ARGUMENTS) {
-    if (blockIdx.z == 0) {
-        backward_keys<256, 1, 32, true, false>(SAVED);
-    } else {
-        backward_keys<256, 1, 32, false, true>(SAVED);
-    }
-}
-EXPORT(attention_backward_keys_bf16_256)
+#define BACKWARD_WIDE_KEYS(KIND, CAPPED) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_keys_##KIND##_256(ARGUMENTS) { \
+        if (blockIdx.z == 0) { \
+            backward_keys<256, 1, 32, true, false, CAPPED>(SAVED); \
+        } else { \
+            backward_keys<256, 1, 32, false, true, CAPPED>(SAVED); \
+        } \
+    } \
+    EXPORT(attention_backward_keys_##KIND##_256)
+BACKWARD_WIDE_KEYS(bf16, false)
+BACKWARD_WIDE_KEYS(capped_bf16, true)

@@ -1,4 +1,4 @@
-// Causal attention within segments, forward and backward, in float32 without tensor cores: a block for 16 rows, of which a
+// Causal attention within segments or windows of them, forward and backward, in float32 without tensor cores: a block for 16 rows, of which a
 // warp has four, and tiles of 32 columns, of which a lane has one. Sums of a row lie in its warp, a column of a head in each
 // lane.
 #include "attention.cuh"
@@ -77,9 +77,22 @@ __device__ __forceinline__ void store(const float (&sums)[PER_WARP][HELD], const
         }
 }
 
+// What scores x are limited to: cap tanh(x / cap), or as they are where the cap is 0; and the slope there.
+struct Limited {
+    float score, slope;
+
+    __device__ __forceinline__ Limited(float x, float cap) : score(x), slope(1) {
+        if (cap == 0) return;
+        // tanh, in fewer registers than tanhf.
+        float t = 1 - 2 / (1 + expf(2 * x / cap));
+        score = cap * t;
+        slope = 1 - t * t;
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_f32(
     const float *qkv, float *context, float *log_sums, const unsigned *starts, int queries, int keys, int dimension,
-    int tokens, int stride, float scale) {
+    int tokens, int stride, float scale, float cap) {
     SHARED(float, start);
     Memory memory(start, dimension);
     Heads heads{queries, keys, dimension};
@@ -97,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_f32(
         for (int r = 0; r < PER_WARP; r++) {
             int row = own + r, key = from + lane;
             bool seen = row < tokens && key <= row && key >= static_cast<int>(starts[row]);
-            float score = seen ? p[r] * scale : -INFINITY;
+            float score = seen ? Limited(p[r] * scale, cap).score : -INFINITY;
             float most = fmaxf(largest[r], warp_max(score));
             // A row that has seen no key yet.
             float shift = most == -INFINITY ? 0 : most, shrink = expf(largest[r] - shift);
@@ -122,7 +135,7 @@ EXPORT(attention_forward_f32)
 // Of a tile of keys and values, over the queries of all their heads.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys_f32(
     const float *qkv, const float *d_context, const float *log_sums, const float *deltas, const unsigned *ends,
-    float *d_qkv, int queries, int keys, int dimension, int tokens, float scale) {
+    float *d_qkv, int queries, int keys, int dimension, int tokens, float scale, float cap) {
     SHARED(float, start);
     Memory memory(start, dimension);
     Heads heads{queries, keys, dimension};
@@ -150,8 +163,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys_f3
             for (int r = 0; r < PER_WARP; r++) {
                 int key = own + r;
                 bool seen = key < tokens && query >= key && query < static_cast<int>(ends[key]);
-                p[r] = seen ? expf(p[r] * scale - log_sums[of_head + query]) : 0;
-                d_p[r] = seen ? p[r] * (d_p[r] - deltas[of_head + query]) : 0;
+                Limited limited(p[r] * scale, cap);
+                p[r] = seen ? expf(limited.score - log_sums[of_head + query]) : 0;
+                d_p[r] = seen ? p[r] * (d_p[r] - deltas[of_head + query]) * limited.slope : 0;
             }
             multiply_rows(d_values, p, memory.shown[0], memory.tiles[1], dimension);
             multiply_rows(d_keys, d_p, memory.shown[1], memory.tiles[0], dimension);
@@ -169,7 +183,7 @@ EXPORT(attention_backward_keys_f32)
 // Of a tile of queries of a head.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries_f32(
     const float *qkv, const float *d_context, const float *log_sums, const float *deltas, const unsigned *starts,
-    float *d_qkv, int queries, int keys, int dimension, int tokens, float scale) {
+    float *d_qkv, int queries, int keys, int dimension, int tokens, float scale, float cap) {
     SHARED(float, start);
     Memory memory(start, dimension);
     Heads heads{queries, keys, dimension};
@@ -188,7 +202,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         for (int r = 0; r < PER_WARP; r++) {
             int query = own + r, key = from + lane;
             bool seen = query < tokens && key <= query && key >= static_cast<int>(starts[query]);
-            d_p[r] = seen ? expf(p[r] * scale - log_sums[of_head + query]) * (d_p[r] - deltas[of_head + query]) : 0;
+            Limited limited(p[r] * scale, cap);
+            float probability = seen ? expf(limited.score - log_sums[of_head + query]) : 0;
+            d_p[r] = seen ? probability * (d_p[r] - deltas[of_head + query]) * limited.slope : 0;
         }
         multiply_rows(result, d_p, memory.shown[0], memory.tiles[0], dimension);
     }

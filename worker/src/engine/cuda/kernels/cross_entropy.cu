@@ -1,5 +1,7 @@
 // A block for each row of logits: the loss of its target, whether the target was the likeliest, and the gradient. The loss is
-// -log softmax(logits)[target], or what engine/ops/token_loss.rs makes of it.
+// -log softmax(logits)[target], or what engine/ops/token_loss.rs makes of it. Where there is a cap, a logit x is limited to
+// cap tanh(x / cap) first (Gemma Team, 2024), and left as that; the gradient is that of what logits were before they were
+// multiplied by `scale`.
 #include "common.cuh"
 
 constexpr int THREADS = 512;
@@ -35,17 +37,20 @@ __device__ float entropy(const float *row, int vocabulary, int k, float most, fl
 }
 
 template <typename E>
-__device__ void cross_entropy(const float *logits, const unsigned *targets, E *gradient, float *losses,
+__device__ void cross_entropy(float *logits, const unsigned *targets, E *gradient, float *losses,
                               unsigned *correct, int vocabulary, int loss, float share, float alpha, float divisor,
-                              int k) {
+                              int k, float scale, float cap) {
     __shared__ float scratch[THREADS / WARP];
-    const float *row = logits + static_cast<int64_t>(blockIdx.x) * vocabulary;
+    float *row = logits + static_cast<int64_t>(blockIdx.x) * vocabulary;
     int target = static_cast<int>(targets[blockIdx.x]);
-    float own = row[target];
+    if (cap != 0)
+        for (int i = threadIdx.x; i < vocabulary; i += THREADS) row[i] = cap * tanhf(row[i] / cap);
     float most = -INFINITY;
     for (int i = threadIdx.x; i < vocabulary; i += THREADS) most = fmaxf(most, row[i]);
     // A NaN is lost in a maximum; the sum below brings it back.
     most = block_max<THREADS>(most, scratch);
+    // Limited by another thread, which that barrier waited for.
+    float own = row[target];
     float sum = 0, before = 0, all = 0;
     for (int i = threadIdx.x; i < vocabulary; i += THREADS) {
         sum += __expf(row[i] - most);
@@ -73,12 +78,17 @@ __device__ void cross_entropy(const float *logits, const unsigned *targets, E *g
     E *out = gradient + static_cast<int64_t>(blockIdx.x) * vocabulary;
     for (int i = threadIdx.x; i < vocabulary; i += THREADS) {
         float difference = __expf(row[i] - most) * inverse - (i == target ? 1.0f - share : 0.0f);
-        narrow(loss == CROSS_ENTROPY ? difference : weight * (difference - everywhere), out[i]);
+        float slope = scale;
+        if (cap != 0) {
+            float t = row[i] / cap;
+            slope *= 1.0f - t * t;
+        }
+        narrow(slope * (loss == CROSS_ENTROPY ? difference : weight * (difference - everywhere)), out[i]);
     }
 }
 
 #define CROSS_ENTROPY_ARGUMENTS(E) \
-    const float *logits, const unsigned *targets, E *gradient, float *losses, unsigned *correct, int vocabulary, \
-    int wants_gradient, int loss, float share, float alpha, float divisor, int k
+    float *logits, const unsigned *targets, E *gradient, float *losses, unsigned *correct, int vocabulary, \
+    int wants_gradient, int loss, float share, float alpha, float divisor, int k, float scale, float cap
 TWINS(cross_entropy, CROSS_ENTROPY_ARGUMENTS, cross_entropy(logits, targets, wants_gradient ? gradient : nullptr, losses,
-      correct, vocabulary, loss, share, alpha, divisor, k))
+      correct, vocabulary, loss, share, alpha, divisor, k, scale, cap))

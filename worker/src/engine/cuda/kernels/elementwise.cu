@@ -1,4 +1,4 @@
-// One pass each over flat scalars or rows: rounding, adding, sums of columns, SwiGLU, rows by number.
+// One pass each over flat scalars or rows: rounding, adding, sums of columns, gates, rows by number.
 #include "common.cuh"
 
 #define EACH(i, n) \
@@ -21,15 +21,16 @@ TWINS(narrow_rows, NARROW_ROWS, narrow_rows(from, to, rows, columns, from_stride
 #define ADD_IN_PLACE(E) E *sum, const E *x, int64_t n
 TWINS(add_in_place, ADD_IN_PLACE, EACH(i, n) narrow(widen(sum[i]) + widen(x[i]), sum[i]))
 
-// Adds `row` to every row of y.
-template <typename E> __device__ void add_to_rows(E *y, const float *row, int64_t rows, int columns, int stride) {
+// Adds scale * row to every row of y.
+template <typename E>
+__device__ void add_to_rows(E *y, const float *row, int64_t rows, int columns, int stride, float scale) {
     EACH(i, rows * columns) {
         E &out = y[i / columns * stride + i % columns];
-        narrow(widen(out) + row[i % columns], out);
+        narrow(widen(out) + scale * row[i % columns], out);
     }
 }
-#define ADD_TO_ROWS(E) E *y, const float *row, int64_t rows, int columns, int stride
-TWINS(add_to_rows, ADD_TO_ROWS, add_to_rows(y, row, rows, columns, stride))
+#define ADD_TO_ROWS(E) E *y, const float *row, int64_t rows, int columns, int stride, float scale
+TWINS(add_to_rows, ADD_TO_ROWS, add_to_rows(y, row, rows, columns, stride, scale))
 
 // Sums over `tile` rows each, in order; a thread for each column. partials[t][c]
 template <typename E>
@@ -45,43 +46,68 @@ __device__ void tile_sums(const E *x, float *partials, int rows, int columns, in
 #define TILE_SUMS(E) const E *x, float *partials, int rows, int columns, int stride, int tile
 TWINS(tile_sums, TILE_SUMS, tile_sums(x, partials, rows, columns, stride, tile))
 
-// gate_up is [tokens, 2 * width], the gates first; rows of h are `stride` apart. h = silu(gate) * up (Shazeer, 2020)
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
-template <typename E> __device__ void swiglu_forward(const E *gate_up, E *h, int64_t tokens, int width, int stride) {
+// What a gate goes through; the numbers are those of ops/swiglu.rs.
+enum Activation { SILU, GELU_TANH };
+
+// silu(g) = g sigmoid(g), or GELU by its tanh formula (Hendrycks & Gimpel, 2016), and its slope.
+struct Gate {
+    float value, slope;
+
+    __device__ __forceinline__ Gate(float g, int activation) {
+        if (activation == SILU) {
+            float s = sigmoid(g);
+            value = g * s;
+            slope = s + value * (1.0f - s);
+            return;
+        }
+        // sqrt(2 / pi)
+        constexpr float A = 0.7978845608f, B = 0.044715f;
+        float t = tanhf(A * (g + B * g * g * g));
+        value = 0.5f * g * (1.0f + t);
+        slope = 0.5f * (1.0f + t) + 0.5f * g * (1.0f - t * t) * (A * (1.0f + 3.0f * B * g * g));
+    }
+};
+
+// gate_up is [tokens, 2 * width], the gates first; rows of h are `stride` apart. h = activation(gate) * up (Shazeer, 2020)
+template <typename E>
+__device__ void swiglu_forward(const E *gate_up, E *h, int64_t tokens, int width, int stride, int activation) {
     EACH(i, tokens * width) {
         int64_t token = i / width, column = i % width;
         float g = widen(gate_up[token * 2 * width + column]), u = widen(gate_up[token * 2 * width + width + column]);
-        narrow(g * sigmoid(g) * u, h[token * stride + column]);
+        narrow(Gate(g, activation).value * u, h[token * stride + column]);
     }
 }
-#define SWIGLU_FORWARD(E) const E *gate_up, E *h, int64_t tokens, int width, int stride
-TWINS(swiglu_forward, SWIGLU_FORWARD, swiglu_forward(gate_up, h, tokens, width, stride))
+#define SWIGLU_FORWARD(E) const E *gate_up, E *h, int64_t tokens, int width, int stride, int activation
+TWINS(swiglu_forward, SWIGLU_FORWARD, swiglu_forward(gate_up, h, tokens, width, stride, activation))
 
 // Rows of d_gate_up are `d_stride` apart, of h `h_stride`; h is what the forward pass had.
 template <typename E>
 __device__ void swiglu_backward(const E *gate_up, const E *dh, E *d_gate_up, E *h, int64_t tokens, int width,
-                                int d_stride, int h_stride) {
+                                int d_stride, int h_stride, int activation) {
     EACH(i, tokens * width) {
         int64_t token = i / width, column = i % width;
         float g = widen(gate_up[token * 2 * width + column]), u = widen(gate_up[token * 2 * width + width + column]);
-        float d = widen(dh[i]), s = sigmoid(g), silu = g * s;
-        narrow(silu * u, h[token * h_stride + column]);
-        narrow(d * u * (s + silu * (1.0f - s)), d_gate_up[token * d_stride + column]);
-        narrow(d * silu, d_gate_up[token * d_stride + width + column]);
+        float d = widen(dh[i]);
+        Gate gate(g, activation);
+        narrow(gate.value * u, h[token * h_stride + column]);
+        narrow(d * u * gate.slope, d_gate_up[token * d_stride + column]);
+        narrow(d * gate.value, d_gate_up[token * d_stride + width + column]);
     }
 }
 #define SWIGLU_BACKWARD(E) \
-    const E *gate_up, const E *dh, E *d_gate_up, E *h, int64_t tokens, int width, int d_stride, int h_stride
-TWINS(swiglu_backward, SWIGLU_BACKWARD, swiglu_backward(gate_up, dh, d_gate_up, h, tokens, width, d_stride, h_stride))
+    const E *gate_up, const E *dh, E *d_gate_up, E *h, int64_t tokens, int width, int d_stride, int h_stride, int activation
+TWINS(swiglu_backward, SWIGLU_BACKWARD, swiglu_backward(gate_up, dh, d_gate_up, h, tokens, width, d_stride, h_stride,
+      activation))
 
-// out[i] = x[rows[i]], widened.
+// out[i] = scale * x[rows[i]]
 template <typename E>
-__device__ void gather_rows(const E *x, const unsigned *rows, float *out, int64_t count, int width) {
-    EACH(i, count * width) out[i] = widen(x[static_cast<int64_t>(rows[i / width]) * width + i % width]);
+__device__ void gather_rows(const E *x, const unsigned *rows, float *out, int64_t count, int width, float scale) {
+    EACH(i, count * width) out[i] = scale * widen(x[static_cast<int64_t>(rows[i / width]) * width + i % width]);
 }
-#define GATHER_ROWS(E) const E *x, const unsigned *rows, float *out, int64_t count, int width
-TWINS(gather_rows, GATHER_ROWS, gather_rows(x, rows, out, count, width))
+#define GATHER_ROWS(E) const E *x, const unsigned *rows, float *out, int64_t count, int width, float scale
+TWINS(gather_rows, GATHER_ROWS, gather_rows(x, rows, out, count, width, scale))
 
 // out[rows[i]] += x[i]; no two rows are the same.
 extern "C" __global__ void scatter_rows(const float *x, const unsigned *rows, float *out, int64_t count, int width) {
@@ -89,16 +115,16 @@ extern "C" __global__ void scatter_rows(const float *x, const unsigned *rows, fl
 }
 EXPORT(scatter_rows)
 
-// A block for each group of tokens with the same id: out[group] = sum of their rows, in the order of `tokens`.
+// A block for each group of tokens with the same id: out[group] = scale * sum of their rows, in the order of `tokens`.
 // `ends` says where each group ends in `tokens`.
 extern "C" __global__ void embedding_gradient(const float *gradient, const unsigned *tokens, const unsigned *ends,
-                                              float *out, int width) {
+                                              float *out, int width, float scale) {
     unsigned first = blockIdx.x == 0 ? 0 : ends[blockIdx.x - 1];
     for (int column = threadIdx.x; column < width; column += blockDim.x) {
         float sum = 0;
         for (unsigned i = first; i < ends[blockIdx.x]; i++)
             sum += gradient[static_cast<int64_t>(tokens[i]) * width + column];
-        out[static_cast<int64_t>(blockIdx.x) * width + column] = sum;
+        out[static_cast<int64_t>(blockIdx.x) * width + column] = scale * sum;
     }
 }
 EXPORT(embedding_gradient)

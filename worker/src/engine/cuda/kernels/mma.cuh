@@ -133,6 +133,12 @@ __device__ __forceinline__ float fast_exp2(float x) {
 }
 #endif
 
+// tanh(x) = 1 - 2 / (1 + exp(2 x)), to float32's last places of 1, which suffices where what is large is of interest.
+__device__ __forceinline__ float fast_tanh(float x) {
+    constexpr float TWICE_LOG2_E = 2.8853900817779268f;
+    return 1.0f - __fdividef(2.0f, 1.0f + fast_exp2(x * TWICE_LOG2_E));
+}
+
 // Bytes from the start of a tile to a chunk of it.
 template <int DIM> __device__ __forceinline__ int chunk_offset(int row, int chunk) {
     return row * DIM * 2 + ((chunk ^ (row & 7)) << 4);

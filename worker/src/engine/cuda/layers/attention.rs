@@ -1,8 +1,10 @@
 //! The attention half of a decoder layer: `x + output(attention(rope(qkv(norm(x)))))`.
 
+use common::model::LayerKind;
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::{Pass, output_gradient};
+use super::residual::Residual;
+use super::{Pass, norm_backward, norm_forward, refresh_norm};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu};
@@ -15,12 +17,19 @@ use crate::engine::ops::rope::HeadLayout;
 
 /// The attention half of a decoder layer.
 pub struct AttentionBlock<E> {
-    pub norm: RmsNorm,
+    /// Of what it reads; none where that is the residual itself.
+    pub norm: Option<RmsNorm>,
     /// The projections of queries, keys and values, side by side.
     pub qkv: Projection<E>,
     pub output: Projection<E>,
+    pub residual: Residual,
     pub layout: HeadLayout,
     pub head_norms: Option<HeadNorms>,
+    pub kind: LayerKind,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// What they are limited to then.
+    pub cap: Option<f32>,
 }
 
 /// What the backward pass needs beside the input. Norms and positions are computed again.
@@ -39,7 +48,8 @@ impl<E: GpuElement> AttentionBlock<E> {
     pub fn refresh(&mut self, gpu: &Gpu, flat: &DeviceBuffer<f32>) -> Result<(), GpuError> {
         self.qkv.refresh(gpu, flat)?;
         self.output.refresh(gpu, flat)?;
-        self.norm.weight.refresh(gpu, flat)?;
+        refresh_norm(&mut self.norm, gpu, flat)?;
+        refresh_norm(&mut self.residual.norm, gpu, flat)?;
         if let Some(norms) = &mut self.head_norms {
             norms.query.refresh(gpu, flat)?;
             norms.key.refresh(gpu, flat)?;
@@ -56,7 +66,7 @@ impl<E: GpuElement> AttentionBlock<E> {
         let (gpu, tokens, context_of_pass) = (pass.gpu, pass.tokens(), pass.context());
         let mut qkv = gpu.take::<E>(tokens * self.qkv.out())?;
         {
-            let normed = self.normed(x, pass)?;
+            let normed = norm_forward(&self.norm, x, &self.qkv, pass)?;
             let out = &mut qkv.as_view_mut();
             self.qkv.forward(&normed.as_view(), out, context_of_pass)?;
         }
@@ -73,8 +83,8 @@ impl<E: GpuElement> AttentionBlock<E> {
             .reduce(&mut context.as_view_mut(), context_of_pass)?;
         let mut y = gpu.take::<f32>(x.len())?;
         let out = &mut y.as_view_mut();
-        self.output
-            .forward_onto(x, &context.as_view(), out, context_of_pass)?;
+        self.residual
+            .forward(&self.output, (x, &context.as_view()), out, pass)?;
         let activations = AttentionActivations {
             qkv,
             log_sums,
@@ -98,12 +108,11 @@ impl<E: GpuElement> AttentionBlock<E> {
         self.qkv
             .backward_input(&d_qkv, &mut d_normed.as_view_mut(), context)?;
         if self.qkv.learns() {
-            let normed = self.normed(x, pass)?;
+            let normed = norm_forward(&self.norm, x, &self.qkv, pass)?;
             self.qkv
                 .backward_weights(&normed.as_view(), &d_qkv, context, sink)?;
         }
-        self.norm
-            .backward(pass.gpu, x, &d_normed.as_view(), gradient, sink)
+        norm_backward(&self.norm, (x, &d_normed.as_view()), gradient, pass, sink)
     }
 
     fn backward_to_qkv(
@@ -122,7 +131,9 @@ impl<E: GpuElement> AttentionBlock<E> {
         let rows = self.output.inputs(tokens);
         let mut d_context = gpu.take::<E>(tokens * rows.columns)?;
         {
-            let dy = output_gradient(gradient, &self.output, pass)?;
+            let dy = self
+                .residual
+                .backward(&self.output, || Ok(&context), gradient, pass, sink)?;
             let dx = &mut d_context.as_view_mut();
             self.output
                 .backward_input(&dy.as_view(), dx, pass.context())?;
@@ -150,46 +161,38 @@ impl<E: GpuElement> AttentionBlock<E> {
         let mut d_qkv = gpu.take::<E>(tokens * rows.stride)?;
         let from = (&qkv.as_view(), &d_rotated.as_view());
         let to = (&mut d_qkv.as_view_mut(), rows.stride);
-        let positions = pass.batch.positions.as_view();
-        self.rope(&positions, pass).backward(gpu, from, to, sink)?;
+        let rows = pass.batch.rows.as_view();
+        self.rope(&rows, pass).backward(gpu, from, to, sink)?;
         self.qkv
             .reduce_gradient(&mut d_qkv.as_view_mut(), pass.context())?;
         Ok(d_qkv)
     }
 
-    /// The normed input, with the low-rank activations of the adapters behind each row.
-    fn normed(&self, x: &CudaView<f32>, pass: Pass) -> Result<DeviceBuffer<E>, GpuError> {
-        let rows = self.qkv.inputs(pass.tokens());
-        let mut normed = pass.gpu.take::<E>(rows.rows * rows.stride)?;
-        let out = (&mut normed.as_view_mut(), rows);
-        self.norm.forward(pass.gpu, x, out)?;
-        self.qkv.reduce(&mut normed.as_view_mut(), pass.context())?;
-        Ok(normed)
-    }
-
     fn rotated(&self, qkv: &DeviceBuffer<E>, pass: Pass) -> Result<DeviceBuffer<E>, GpuError> {
         let mut rotated = pass.gpu.take::<E>(qkv.len())?;
-        let (positions, out) = (pass.batch.positions.as_view(), &mut rotated.as_view_mut());
-        self.rope(&positions, pass)
+        let (rows, out) = (pass.batch.rows.as_view(), &mut rotated.as_view_mut());
+        self.rope(&rows, pass)
             .forward(pass.gpu, &qkv.as_view(), out)?;
         Ok(rotated)
     }
 
-    fn rope<'a>(&'a self, positions: &'a CudaView<'a, u32>, pass: Pass<'a>) -> Rope<'a> {
+    fn rope<'a>(&'a self, rows: &'a CudaView<'a, u32>, pass: Pass<'a>) -> Rope<'a> {
         Rope {
             layout: self.layout,
             norms: self.head_norms.as_ref(),
-            positions,
-            table: pass.rope,
+            rows,
+            table: pass.ropes.of(self.kind.rotation),
         }
     }
 
     fn attention<'a>(&self, pass: Pass<'a>) -> Attention<'a> {
-        let (batch, tokens) = (pass.batch, pass.tokens());
+        let (borders, tokens) = (pass.batch.through(self.kind.window), pass.tokens());
         Attention {
             layout: self.layout,
-            starts: batch.starts.slice(..tokens),
-            ends: batch.ends.slice(..tokens),
+            starts: borders.starts.slice(..tokens),
+            ends: borders.ends.slice(..tokens),
+            scale: self.scale,
+            cap: self.cap,
         }
     }
 }

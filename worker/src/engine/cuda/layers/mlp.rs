@@ -1,8 +1,10 @@
 //! The feed-forward half of a decoder layer: `x + down(swiglu(gate_up(norm(x))))`.
 
+use common::model::Activation;
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::{Pass, output_gradient};
+use super::residual::Residual;
+use super::{Pass, norm_backward, norm_forward, refresh_norm};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu};
@@ -13,10 +15,13 @@ use crate::engine::cuda::params::GradientSink;
 
 /// The feed-forward half of a decoder layer.
 pub struct Mlp<E> {
-    pub norm: RmsNorm,
+    /// Of what it reads; none where that is the residual itself.
+    pub norm: Option<RmsNorm>,
     /// The gate and up projections, side by side.
     pub gate_up: Projection<E>,
     pub down: Projection<E>,
+    pub residual: Residual,
+    pub activation: Activation,
 }
 
 /// What the backward pass needs beside the input. The norm and what `down` reads are computed again.
@@ -30,7 +35,8 @@ impl<E: GpuElement> Mlp<E> {
     pub fn refresh(&mut self, gpu: &Gpu, flat: &DeviceBuffer<f32>) -> Result<(), GpuError> {
         self.gate_up.refresh(gpu, flat)?;
         self.down.refresh(gpu, flat)?;
-        self.norm.weight.refresh(gpu, flat)
+        refresh_norm(&mut self.norm, gpu, flat)?;
+        refresh_norm(&mut self.residual.norm, gpu, flat)
     }
 
     /// Runs forward up to the last activation that backward reads, the output of gate and up. `x` is `[tokens][hidden]`.
@@ -40,7 +46,7 @@ impl<E: GpuElement> Mlp<E> {
         pass: Pass,
     ) -> Result<MlpActivations<E>, GpuError> {
         let mut gate_up = pass.gpu.take::<E>(pass.tokens() * self.gate_up.out())?;
-        let normed = self.normed(x, pass)?;
+        let normed = norm_forward(&self.norm, x, &self.gate_up, pass)?;
         let out = &mut gate_up.as_view_mut();
         self.gate_up
             .forward(&normed.as_view(), out, pass.context())?;
@@ -54,16 +60,11 @@ impl<E: GpuElement> Mlp<E> {
         activations: &MlpActivations<E>,
         pass: Pass,
     ) -> Result<DeviceBuffer<f32>, GpuError> {
-        let gpu = pass.gpu;
-        let rows = self.down.inputs(pass.tokens());
-        let mut h = gpu.take::<E>(rows.rows * rows.stride)?;
-        let gate_up = activations.gate_up.as_view();
-        swiglu::forward(gpu, &gate_up, (&mut h.as_view_mut(), rows))?;
-        self.down.reduce(&mut h.as_view_mut(), pass.context())?;
-        let mut y = gpu.take::<f32>(x.len())?;
+        let h = self.hidden(activations, pass)?;
+        let mut y = pass.gpu.take::<f32>(x.len())?;
         let out = &mut y.as_view_mut();
-        self.down
-            .forward_onto(x, &h.as_view(), out, pass.context())?;
+        self.residual
+            .forward(&self.down, (x, &h.as_view()), out, pass)?;
         Ok(y)
     }
 
@@ -82,12 +83,11 @@ impl<E: GpuElement> Mlp<E> {
         self.gate_up
             .backward_input(&d_gate_up, &mut d_normed.as_view_mut(), context)?;
         if self.gate_up.learns() {
-            let normed = self.normed(x, pass)?;
+            let normed = norm_forward(&self.norm, x, &self.gate_up, pass)?;
             self.gate_up
                 .backward_weights(&normed.as_view(), &d_gate_up, context, sink)?;
         }
-        self.norm
-            .backward(pass.gpu, x, &d_normed.as_view(), gradient, sink)
+        norm_backward(&self.norm, (x, &d_normed.as_view()), gradient, pass, sink)
     }
 
     fn backward_to_gate_up(
@@ -98,7 +98,10 @@ impl<E: GpuElement> Mlp<E> {
         sink: &mut dyn GradientSink,
     ) -> Result<DeviceBuffer<E>, GpuError> {
         let (gpu, tokens, context) = (pass.gpu, pass.tokens(), pass.context());
-        let dy = output_gradient(gradient, &self.down, pass)?;
+        let hidden = || self.hidden(&activations, pass);
+        let dy = self
+            .residual
+            .backward(&self.down, hidden, gradient, pass, sink)?;
         let h_rows = self.down.inputs(tokens);
         let mut dh = gpu.take::<E>(tokens * h_rows.columns)?;
         self.down
@@ -112,6 +115,7 @@ impl<E: GpuElement> Mlp<E> {
             &dh.as_view(),
             (&mut d_gate_up.as_view_mut(), d_rows),
             (&mut h.as_view_mut(), h_rows),
+            self.activation,
         )?;
         drop((dh, activations));
         if self.down.learns() {
@@ -124,14 +128,18 @@ impl<E: GpuElement> Mlp<E> {
         Ok(d_gate_up)
     }
 
-    /// The normed input, with the low-rank activations of the adapters behind each row.
-    fn normed(&self, x: &CudaView<f32>, pass: Pass) -> Result<DeviceBuffer<E>, GpuError> {
-        let rows = self.gate_up.inputs(pass.tokens());
-        let mut normed = pass.gpu.take::<E>(rows.rows * rows.stride)?;
-        let out = (&mut normed.as_view_mut(), rows);
-        self.norm.forward(pass.gpu, x, out)?;
-        self.gate_up
-            .reduce(&mut normed.as_view_mut(), pass.context())?;
-        Ok(normed)
+    /// What `down` reads, with the low-rank activations of its adapter behind each row.
+    fn hidden(
+        &self,
+        activations: &MlpActivations<E>,
+        pass: Pass,
+    ) -> Result<DeviceBuffer<E>, GpuError> {
+        let rows = self.down.inputs(pass.tokens());
+        let mut h = pass.gpu.take::<E>(rows.rows * rows.stride)?;
+        let gate_up = activations.gate_up.as_view();
+        let out = (&mut h.as_view_mut(), rows);
+        swiglu::forward(pass.gpu, &gate_up, out, self.activation)?;
+        self.down.reduce(&mut h.as_view_mut(), pass.context())?;
+        Ok(h)
     }
 }

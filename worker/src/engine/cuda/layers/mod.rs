@@ -4,25 +4,29 @@
 pub mod attention;
 pub mod decoder;
 pub mod mlp;
+pub mod residual;
+pub mod ropes;
 
-use cudarc::driver::CudaViewMut;
+use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::batch::GpuBatch;
 use super::blas::GpuElement;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu, Pace};
-use super::ops::elementwise::{Rows, round_rows};
+use super::ops::elementwise::{Rows, add_in_place, round_rows};
 use super::ops::projection::{Context, Projection};
-use super::ops::rope::GpuRopeTable;
+use super::ops::rms_norm::RmsNorm;
+use super::params::GradientSink;
 use crate::engine::abandon::Abandon;
 use crate::engine::ops::lora_linear::MaskKey;
+use ropes::GpuRopes;
 
 /// What every layer of a pass needs beside its input.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     pub gpu: &'a Gpu,
     pub batch: &'a GpuBatch,
-    pub rope: &'a GpuRopeTable,
+    pub ropes: &'a GpuRopes,
     /// Key of the dropout masks; None where nothing is dropped.
     pub mask: Option<MaskKey>,
     /// The request to give up the pass: once it is asked, what the pass computes is of no use. None where nobody may ask.
@@ -52,16 +56,47 @@ impl Pass<'_> {
     }
 }
 
-/// The gradient of a projection's output, rounded, with the gradients of the low-rank activations behind each row.
-fn output_gradient<E: GpuElement>(
-    gradient: &CudaViewMut<f32>,
-    projection: &Projection<E>,
+/// What a half of a layer reads: the residual, normed where there is a norm, with the low-rank activations of the adapters of
+/// `reader` behind each row.
+fn norm_forward<E: GpuElement>(
+    norm: &Option<RmsNorm>,
+    x: &CudaView<f32>,
+    reader: &Projection<E>,
     pass: Pass,
 ) -> Result<DeviceBuffer<E>, GpuError> {
-    let rows = projection.gradients(pass.tokens());
-    let mut dy = pass.gpu.take::<E>(rows.rows * rows.stride)?;
-    let from = (&gradient.as_view(), Rows::new(rows.rows, rows.columns));
-    round_rows(pass.gpu, from, (&mut dy.as_view_mut(), rows), 1.0)?;
-    projection.reduce_gradient(&mut dy.as_view_mut(), pass.context())?;
-    Ok(dy)
+    let (gpu, rows) = (pass.gpu, reader.inputs(pass.tokens()));
+    let mut read = gpu.take::<E>(rows.rows * rows.stride)?;
+    let out = (&mut read.as_view_mut(), rows);
+    match norm {
+        Some(norm) => norm.forward(gpu, x, out)?,
+        None => round_rows(gpu, (x, Rows::new(rows.rows, rows.columns)), out, 1.0)?,
+    }
+    reader.reduce(&mut read.as_view_mut(), pass.context())?;
+    Ok(read)
+}
+
+/// Adds to `gradient` what comes back through [`norm_forward`].
+fn norm_backward(
+    norm: &Option<RmsNorm>,
+    (x, d_read): (&CudaView<f32>, &CudaView<f32>),
+    gradient: &mut CudaViewMut<f32>,
+    pass: Pass,
+    sink: &mut dyn GradientSink,
+) -> Result<(), GpuError> {
+    match norm {
+        Some(norm) => norm.backward(pass.gpu, x, d_read, gradient, sink),
+        None => add_in_place(pass.gpu, gradient, d_read),
+    }
+}
+
+/// Takes over the trainable weights of a norm after an update, where there is one.
+fn refresh_norm(
+    norm: &mut Option<RmsNorm>,
+    gpu: &Gpu,
+    flat: &DeviceBuffer<f32>,
+) -> Result<(), GpuError> {
+    match norm {
+        Some(norm) => norm.weight.refresh(gpu, flat),
+        None => Ok(()),
+    }
 }

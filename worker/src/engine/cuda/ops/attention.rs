@@ -16,13 +16,17 @@ pub const MAX_HEAD_DIM: usize = 256;
 
 const THREADS: u32 = 128;
 
-/// Causal attention within segments. Head dimensions are multiples of 8, up to [`MAX_HEAD_DIM`].
+/// Causal attention within segments, or within windows of them. Head dimensions are multiples of 8, up to [`MAX_HEAD_DIM`].
 pub struct Attention<'a> {
     pub layout: HeadLayout,
-    /// For each token, the first token of its segment.
+    /// For each token, the first token that it sees; these never decrease.
     pub starts: CudaView<'a, u32>,
-    /// For each token, the one after the last token of its segment.
+    /// For each token, the one after the last token that sees it; these never decrease.
     pub ends: CudaView<'a, u32>,
+    /// What scores are multiplied by, above 0.
+    pub scale: f32,
+    /// What they are limited to then, above 0.
+    pub cap: Option<f32>,
 }
 
 /// What the backward pass reads.
@@ -64,10 +68,12 @@ const fn tile(rows: usize, columns: usize) -> Tile {
 }
 
 impl Kernels {
-    /// Chooses the kernels for this head dimension, as they are instantiated in `kernels/attention*.cu`.
-    fn of<E: GpuElement>(head_dim: usize) -> Self {
+    /// Chooses the kernels for this head dimension, as they are instantiated in `kernels/attention*.cu`: those without tensor cores
+    /// look whether scores are limited, the others are compiled for either.
+    fn of<E: GpuElement>(head_dim: usize, is_capped: bool) -> Self {
         let narrow = |width, [forward, backward_queries, backward_keys]: [Tile; 3], key_layers| {
-            let suffix = format!("{}_{width}", E::SUFFIX);
+            let kind = if is_capped { "capped_" } else { "" };
+            let suffix = format!("{kind}{}_{width}", E::SUFFIX);
             Self {
                 suffix,
                 forward,
@@ -139,7 +145,8 @@ pub fn check_heads<E: GpuElement>(gpu: &Gpu, head_dim: usize) -> Result<(), GpuE
     if !head_dim.is_multiple_of(8) || !(8..=MAX_HEAD_DIM).contains(&head_dim) {
         return refuse("a multiple of 8 up to 256 is needed");
     }
-    let kernels = Kernels::of::<E>(head_dim);
+    // Limits of scores take no shared memory.
+    let kernels = Kernels::of::<E>(head_dim, false);
     let needed = [
         kernels.shared(head_dim, kernels.forward, [1, 0]),
         kernels.shared(head_dim, kernels.backward_queries, [2, 0]),
@@ -166,11 +173,11 @@ impl Attention<'_> {
     ) -> Result<(), GpuError> {
         self.check(gpu, qkv, context.len(), stride, log_sums.len());
         let HeadLayout { heads, .. } = self.layout;
-        let kernels = Kernels::of::<E>(self.layout.head_dim);
+        let kernels = Kernels::of::<E>(self.layout.head_dim, self.cap.is_some());
         let name = format!("attention_forward_{}", kernels.suffix);
         let grid = kernels.grid(self, heads, kernels.forward, [1, 0]);
         let [queries, keys, dimension, tokens] = self.shape();
-        let (stride, scale) = (stride as i32, self.scale());
+        let (stride, cap) = (stride as i32, self.cap.unwrap_or(0.0));
         if tokens == 0 {
             return Ok(());
         }
@@ -190,7 +197,8 @@ impl Attention<'_> {
                     &dimension,
                     &tokens,
                     &stride,
-                    &scale
+                    &self.scale,
+                    &cap
                 ]
             )
         }
@@ -218,14 +226,14 @@ impl Attention<'_> {
             return Ok(());
         }
         let deltas = self.deltas(gpu, saved)?;
-        let kernels = Kernels::of::<E>(head_dim);
+        let kernels = Kernels::of::<E>(head_dim, self.cap.is_some());
         let mut grid = kernels.grid(self, key_value_heads, kernels.backward_keys, [2, 2]);
         grid.blocks.2 = kernels.key_layers;
         let of_keys = (format!("keys_{}", kernels.suffix), grid, &self.ends);
         let grid = kernels.grid(self, heads, kernels.backward_queries, [2, 0]);
         let of_queries = (format!("queries_{}", kernels.suffix), grid, &self.starts);
         let [queries, keys, dimension, tokens] = self.shape();
-        let scale = self.scale();
+        let cap = self.cap.unwrap_or(0.0);
         for (name, grid, borders) in [of_keys, of_queries] {
             // SAFETY: all lengths and alignments have just been checked, and deltas has a number for each log sum.
             unsafe {
@@ -244,7 +252,8 @@ impl Attention<'_> {
                         &keys,
                         &dimension,
                         &tokens,
-                        &scale
+                        &self.scale,
+                        &cap
                     ]
                 )?;
             }
@@ -324,10 +333,6 @@ impl Attention<'_> {
             head_dim,
         } = self.layout;
         [heads, key_value_heads, head_dim, self.starts.len()].map(|size| size as i32)
-    }
-
-    fn scale(&self) -> f32 {
-        1.0 / (self.layout.head_dim as f32).sqrt()
     }
 }
 

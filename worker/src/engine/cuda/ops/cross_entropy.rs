@@ -11,7 +11,7 @@ use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target as Product};
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
 use crate::engine::cuda::params::{GradientSink, TokenMatrix};
-use crate::engine::ops::cross_entropy::{LossSum, Target};
+use crate::engine::ops::cross_entropy::{LogitRule, LossSum, Target};
 use crate::launch;
 
 const THREADS: u32 = 512;
@@ -22,6 +22,7 @@ pub struct LossHead<'a, E> {
     /// Weights of the output layer, `[vocabulary][width]`.
     pub head: &'a TokenMatrix<E>,
     pub loss: TokenLoss,
+    pub logits: LogitRule,
 }
 
 /// A loss as the kernel takes it: its number there, and its settings.
@@ -144,13 +145,14 @@ impl<E: GpuElement> LossHead<'_, E> {
             })?,
         };
         let mut gathered = chunk.x.slice_mut(..count * width);
-        gather_rows(gpu, x, &chunk.rows.slice(..count), &mut gathered, width)?;
+        let gathered = (&mut gathered, width);
+        gather_rows(gpu, x, &chunk.rows.slice(..count), gathered, 1.0)?;
         let normed = (&mut chunk.normed.as_view_mut(), Rows::new(count, width));
         self.norm
             .forward(gpu, &chunk.x.slice(..count * width), normed)?;
         let mut logits = gpu.take::<f32>(count * vocabulary)?;
         gpu.blas().product(
-            Product::new(&mut logits.as_view_mut(), vocabulary),
+            Product::new(&mut logits.as_view_mut(), vocabulary).scaled(self.logits.scale),
             Matrix::new(&chunk.normed.as_view(), count, width),
             Matrix::new(&self.head.values.as_view(), vocabulary, width).transposed(),
         )?;
@@ -167,6 +169,7 @@ impl<E: GpuElement> LossHead<'_, E> {
             divisor,
             k,
         } = KernelLoss::of(self.loss);
+        let (scale, cap) = (self.logits.scale, self.logits.cap.unwrap_or(0.0));
         // SAFETY: logits and, where it is wanted, their gradient have a row for each target; ids were checked.
         unsafe {
             launch!(
@@ -174,7 +177,7 @@ impl<E: GpuElement> LossHead<'_, E> {
                 &name,
                 grid,
                 [
-                    &logits,
+                    &mut logits,
                     &ids,
                     d_logits,
                     &mut losses,
@@ -185,7 +188,9 @@ impl<E: GpuElement> LossHead<'_, E> {
                     &share,
                     &alpha,
                     &divisor,
-                    &k
+                    &k,
+                    &scale,
+                    &cap
                 ]
             )?;
         }

@@ -90,11 +90,12 @@ pub fn add_in_place<E: GpuElement>(
     unsafe { launch!(gpu, &name, Grid::scalars(x.len()), [sum, x, &scalars]) }
 }
 
-/// Adds `row` to every row of `y`.
+/// Adds `scale · row` to every row of `y`.
 pub fn add_to_rows<E: GpuElement>(
     gpu: &Gpu,
     (y, rows): (&mut CudaViewMut<E>, Rows),
     row: &CudaView<f32>,
+    scale: f32,
 ) -> Result<(), GpuError> {
     assert!(
         y.len() >= rows.len() && row.len() == rows.columns,
@@ -107,7 +108,14 @@ pub fn add_to_rows<E: GpuElement>(
     let grid = Grid::scalars(rows.rows * rows.columns);
     let (count, columns, stride) = (rows.rows as i64, rows.columns as i32, rows.stride as i32);
     // SAFETY: y was checked to hold its rows.
-    unsafe { launch!(gpu, &name, grid, [y, row, &count, &columns, &stride]) }
+    unsafe {
+        launch!(
+            gpu,
+            &name,
+            grid,
+            [y, row, &count, &columns, &stride, &scale]
+        )
+    }
 }
 
 /// Sums each column, over tiles of rows and then over the tiles, both in order.
@@ -174,13 +182,13 @@ pub(super) fn columns_grid(rows: Rows, tile: usize) -> Grid {
     }
 }
 
-/// `out[i] = x[rows[i]]`, widened. Every number is that of a row of `x`.
+/// `out[i] = scale · x[rows[i]]`, widened. Every number is that of a row of `x`.
 pub fn gather_rows<E: GpuElement>(
     gpu: &Gpu,
     x: &CudaView<E>,
     rows: &CudaView<u32>,
-    out: &mut CudaViewMut<f32>,
-    width: usize,
+    (out, width): (&mut CudaViewMut<f32>, usize),
+    scale: f32,
 ) -> Result<(), GpuError> {
     assert_eq!(out.len(), rows.len() * width, "rows by number");
     let name = format!("gather_rows_{}", E::SUFFIX);
@@ -191,7 +199,7 @@ pub fn gather_rows<E: GpuElement>(
             gpu,
             &name,
             Grid::scalars(out.len()),
-            [x, rows, out, &count, &columns]
+            [x, rows, out, &count, &columns, &scale]
         )
     }
 }

@@ -11,21 +11,24 @@ use crate::launch;
 
 const THREADS: u32 = 256;
 
-/// Gathers rows `ids` of the `[vocabulary][width]` weight, as float32 `[tokens][width]`. Every id is within the vocabulary.
+/// Gathers rows `ids` of the `[vocabulary][width]` weight times `scale`, as float32 `[tokens][width]`. Every id is within the
+/// vocabulary.
 pub fn forward<E: GpuElement>(
     gpu: &Gpu,
     ids: &CudaView<u32>,
     weight: &TokenMatrix<E>,
     rows: &mut CudaViewMut<f32>,
+    scale: f32,
 ) -> Result<(), GpuError> {
-    gather_rows(gpu, &weight.values.as_view(), ids, rows, weight.width)
+    let values = weight.values.as_view();
+    gather_rows(gpu, &values, ids, (rows, weight.width), scale)
 }
 
-/// Adds each token's gradient row to its id's row, in token order, where the weight is trainable.
+/// Adds each token's gradient row times `scale` to its id's row, in token order, where the weight is trainable.
 pub fn backward<E>(
     gpu: &Gpu,
     ids: &[u32],
-    weight: &TokenMatrix<E>,
+    (weight, scale): (&TokenMatrix<E>, f32),
     gradient: &CudaView<f32>,
     sink: &mut dyn GradientSink,
 ) -> Result<(), GpuError> {
@@ -55,7 +58,7 @@ pub fn backward<E>(
             gpu,
             "embedding_gradient",
             grid,
-            [gradient, &order, &ends, &mut sums, &columns]
+            [gradient, &order, &ends, &mut sums, &columns, &scale]
         )?;
     }
     sink.add_rows(gpu, range, &sums.as_view(), &rows.as_view())

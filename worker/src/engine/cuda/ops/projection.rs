@@ -221,27 +221,27 @@ impl<E: GpuElement> Projection<E> {
     }
 
     /// `y = layer(x)`, `[tokens][out]`, from inputs with `u` behind each row.
-    pub fn forward(
+    pub fn forward<O: GpuElement>(
         &self,
         x: &CudaView<E>,
-        y: &mut CudaViewMut<E>,
+        y: &mut CudaViewMut<O>,
         context: Context,
     ) -> Result<(), GpuError> {
         self.forward_into(x, Target::new(y, self.out), context)?;
-        self.add_bias(y, context)
+        self.add_bias(y, 1.0, context)
     }
 
-    /// `y = residual + layer(x)`, from inputs with `u` behind each row.
+    /// `y = residual + scale · layer(x)`, from inputs with `u` behind each row.
     pub fn forward_onto(
         &self,
-        residual: &CudaView<f32>,
+        (residual, scale): (&CudaView<f32>, f32),
         x: &CudaView<E>,
         y: &mut CudaViewMut<f32>,
         context: Context,
     ) -> Result<(), GpuError> {
-        let target = Target::new(y, self.out).onto(residual);
+        let target = Target::new(y, self.out).onto(residual).scaled(scale);
         self.forward_into(x, target, context)?;
-        self.add_bias(y, context)
+        self.add_bias(y, scale, context)
     }
 
     fn forward_into<O: GpuElement>(
@@ -259,6 +259,7 @@ impl<E: GpuElement> Projection<E> {
     fn add_bias<O: GpuElement>(
         &self,
         y: &mut CudaViewMut<O>,
+        scale: f32,
         context: Context,
     ) -> Result<(), GpuError> {
         match &self.bias {
@@ -266,6 +267,7 @@ impl<E: GpuElement> Projection<E> {
                 context.gpu,
                 (y, Rows::new(context.tokens, self.out)),
                 &bias.slice(..self.out),
+                scale,
             ),
             None => Ok(()),
         }

@@ -1,8 +1,9 @@
 //! [`crate::engine::ops::rope`] on the GPU.
 
+use common::model::RotaryPairs;
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::elementwise::{COLUMN_TILE, Rows, add_partials};
+use super::elementwise::{COLUMN_TILE, Rows, add_partials, columns_grid};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
@@ -11,10 +12,14 @@ use crate::engine::ops::rope::{HeadLayout, RopeTable};
 use crate::launch;
 
 const WARPS: usize = 4;
+/// What is kept of each token where all its heads have a norm together: an inverse root mean square of queries and of keys, and
+/// a factor of each in the backward pass.
+const WIDE_INVERSES: usize = 4;
 
-/// Cosines and sines of every position, `[positions][head_dim / 2]` each.
+/// Cosines and sines of every position, `[positions][pairs]` each, where a head has twice as many dimensions as pairs, or more.
 pub struct GpuRopeTable {
-    positions: usize,
+    half: i32,
+    pairs: RotaryPairs,
     cos: DeviceBuffer<f32>,
     sin: DeviceBuffer<f32>,
 }
@@ -23,32 +28,51 @@ impl GpuRopeTable {
     pub fn upload(gpu: &Gpu, table: &RopeTable) -> Result<Self, GpuError> {
         let (cos, sin) = table.values();
         Ok(Self {
-            positions: table.rows(),
+            half: table.half() as i32,
+            pairs: table.pairs(),
             cos: gpu.upload(cos)?,
             sin: gpu.upload(sin)?,
         })
     }
-
-    pub fn positions(&self) -> usize {
-        self.positions
-    }
 }
 
-/// Norms of each query and key head, with weights `[head_dim]`.
+/// Norms of queries and keys: of each head, with weights `[head_dim]`, or of all heads together, with weights for all.
 pub struct HeadNorms {
     pub query: Vector,
     pub key: Vector,
     pub epsilon: f32,
+    /// Whether they multiply by 1 + weight.
+    pub offset: bool,
+    /// Whether all heads have a norm together.
+    pub is_wide: bool,
 }
 
-/// Rotary positions on queries and keys, after the norm of their heads where there is one. The table must reach to the last
-/// position.
+/// Rotary positions on queries and keys, after the norm of their heads where there is one. The table must have every row that is
+/// named.
 pub struct Rope<'a> {
     pub layout: HeadLayout,
     pub norms: Option<&'a HeadNorms>,
-    /// Position of each token in its segment.
-    pub positions: &'a CudaView<'a, u32>,
-    pub table: &'a GpuRopeTable,
+    /// The row of the table for each token.
+    pub rows: &'a CudaView<'a, u32>,
+    /// None where nothing is rotated.
+    pub table: Option<&'a GpuRopeTable>,
+}
+
+/// The norms as the kernels take them; without norms the kernels read neither weight.
+struct KernelNorms<'a> {
+    query: CudaView<'a, f32>,
+    key: CudaView<'a, f32>,
+    epsilon: f32,
+    offset: f32,
+    kind: i32,
+}
+
+/// The rotation as the kernels take it; where nothing is rotated they read no table.
+struct KernelRotation<'a> {
+    cos: CudaView<'a, f32>,
+    sin: CudaView<'a, f32>,
+    half: i32,
+    neighbours: i32,
 }
 
 impl Rope<'_> {
@@ -60,20 +84,37 @@ impl Rope<'_> {
         y: &mut CudaViewMut<E>,
     ) -> Result<(), GpuError> {
         self.check(qkv.len(), y.len());
+        let mut inverses = gpu.take::<f32>(self.wide_inverses())?;
+        if self.is_wide() {
+            self.invert(gpu, (qkv, qkv), &mut inverses, false)?;
+        }
         let name = format!("rope_forward_{}", E::SUFFIX);
-        let (query, key, epsilon, normed) = self.norms();
-        let (query, key) = (&query, &key);
-        let (positions, table) = (self.positions, self.table);
+        let (norms, rotation) = (self.norms(&inverses), self.rotation(&inverses));
+        let rows = self.rows;
         let (queries, keys, dimension) = self.heads();
-        // SAFETY: qkv and y have a row of the layout's width for each position.
+        // SAFETY: qkv and y have a row of the layout's width for each token.
         unsafe {
             launch!(
                 gpu,
                 &name,
                 self.grid(),
                 [
-                    qkv, y, query, key, positions, &table.cos, &table.sin, &queries, &keys,
-                    &dimension, &epsilon, &normed
+                    qkv,
+                    y,
+                    &inverses,
+                    &norms.query,
+                    &norms.key,
+                    &norms.epsilon,
+                    &norms.offset,
+                    &norms.kind,
+                    rows,
+                    &rotation.cos,
+                    &rotation.sin,
+                    &rotation.half,
+                    &rotation.neighbours,
+                    &queries,
+                    &keys,
+                    &dimension
                 ]
             )
         }
@@ -88,15 +129,17 @@ impl Rope<'_> {
         (d_qkv, stride): (&mut CudaViewMut<E>, usize),
         sink: &mut dyn GradientSink,
     ) -> Result<(), GpuError> {
+        self.check(qkv.len(), dy.len());
+        let inverses = self.backward_input(gpu, (qkv, dy), (d_qkv, stride))?;
         let ranges = self
             .norms
             .and_then(|norms| norms.query.range.zip(norms.key.range));
         let Some((query, key)) = ranges else {
-            return self.backward_into(gpu, (qkv, dy), (d_qkv, stride), None);
+            return Ok(());
         };
         let mut gradients = gpu.take::<f32>(query.scalars + key.scalars)?;
-        let out = Some(&mut gradients.as_view_mut());
-        self.backward_into(gpu, (qkv, dy), (d_qkv, stride), out)?;
+        let out = &mut gradients.as_view_mut();
+        self.norm_gradients(gpu, (qkv, dy), &inverses, out)?;
         let parts = [(query, 0), (key, query.scalars)];
         parts.into_iter().try_for_each(|(range, first)| {
             let part = gradients.slice(first..first + range.scalars);
@@ -104,77 +147,104 @@ impl Rope<'_> {
         })
     }
 
-    /// Writes the gradients of the queries' and the keys' norm one after the other, where they are wanted.
-    fn backward_into<E: GpuElement>(
+    /// Writes the gradient of `qkv`, and returns the inverse root mean squares that the norms' own gradients need.
+    fn backward_input<E: GpuElement>(
         &self,
         gpu: &Gpu,
         (qkv, dy): (&CudaView<E>, &CudaView<E>),
         (d_qkv, stride): (&mut CudaViewMut<E>, usize),
-        norm_gradients: Option<&mut CudaViewMut<f32>>,
-    ) -> Result<(), GpuError> {
-        self.check(qkv.len(), dy.len());
-        let tokens = self.positions.len();
-        let rows = Rows::strided(tokens, self.layout.width(), stride);
-        assert!(d_qkv.len() >= rows.len(), "the gradient of a projection");
-        let name = format!("rope_backward_{}", E::SUFFIX);
-        let (query, key, epsilon, normed) = self.norms();
-        let (query, key) = (&query, &key);
-        let (positions, table) = (self.positions, self.table);
+    ) -> Result<DeviceBuffer<f32>, GpuError> {
+        let tokens = self.rows.len();
+        let to = Rows::strided(tokens, self.layout.width(), stride);
+        assert!(d_qkv.len() >= to.len(), "the gradient of a projection");
+        let normed = self.layout.heads + self.layout.key_value_heads;
+        let mut inverses = gpu.take::<f32>(self.wide_inverses().max(tokens * normed))?;
+        if self.is_wide() {
+            self.invert(gpu, (qkv, dy), &mut inverses, true)?;
+        }
+        // Where there is nothing else for the kernels to be given.
+        let none = gpu.take::<f32>(1)?;
+        let (norms, rotation, rows) = (self.norms(&none), self.rotation(&none), self.rows);
         let (queries, keys, dimension) = self.heads();
-        let rotated = self.layout.heads + self.layout.key_value_heads;
-        let mut inverses = gpu.take::<f32>(tokens * rotated)?;
         let row_stride = stride as i32;
-        // SAFETY: all have a row of the layout's width for each position, and inverses one of its heads.
+        // SAFETY: all have a row of the layout's width for each token, and inverses one of its heads.
         unsafe {
             launch!(
                 gpu,
-                &name,
+                &format!("rope_backward_{}", E::SUFFIX),
                 self.grid(),
                 [
                     qkv,
                     dy,
                     d_qkv,
                     &mut inverses,
-                    query,
-                    key,
-                    positions,
-                    &table.cos,
-                    &table.sin,
+                    &norms.query,
+                    &norms.key,
+                    &norms.epsilon,
+                    &norms.offset,
+                    &norms.kind,
+                    rows,
+                    &rotation.cos,
+                    &rotation.sin,
+                    &rotation.half,
+                    &rotation.neighbours,
                     &queries,
                     &keys,
                     &dimension,
-                    &row_stride,
-                    &epsilon,
-                    &normed
+                    &row_stride
                 ]
             )?;
         }
-        let Some(gradients) = norm_gradients.filter(|_| self.norms.is_some()) else {
-            return Ok(());
-        };
+        Ok(inverses)
+    }
+
+    /// Writes the gradients of the queries' and the keys' norm one after the other.
+    fn norm_gradients<E: GpuElement>(
+        &self,
+        gpu: &Gpu,
+        (qkv, dy): (&CudaView<E>, &CudaView<E>),
+        inverses: &DeviceBuffer<f32>,
+        gradients: &mut CudaViewMut<f32>,
+    ) -> Result<(), GpuError> {
+        let tokens = self.rows.len();
         let tiles = tokens.div_ceil(COLUMN_TILE);
-        let mut partials = gpu.take::<f32>(tiles * 2 * self.layout.head_dim)?;
-        let grid = Grid {
-            blocks: (tiles as u32, 2, 1),
-            threads: self.layout.head_dim.next_multiple_of(32) as u32,
-            shared: 0,
+        let mut partials = gpu.take::<f32>(tiles * gradients.len())?;
+        let (name, grid) = match self.is_wide() {
+            true => {
+                let columns = Rows::new(tokens, gradients.len());
+                (
+                    "rope_wide_norm_gradient",
+                    columns_grid(columns, COLUMN_TILE),
+                )
+            }
+            false => {
+                let grid = Grid {
+                    blocks: (tiles as u32, 2, 1),
+                    threads: self.layout.head_dim.next_multiple_of(32) as u32,
+                    shared: 0,
+                };
+                ("rope_norm_gradient", grid)
+            }
         };
-        let name = format!("rope_norm_gradient_{}", E::SUFFIX);
+        let (rotation, rows) = (self.rotation(inverses), self.rows);
+        let (queries, keys, dimension) = self.heads();
         let (count, tile) = (tokens as i32, COLUMN_TILE as i32);
-        // SAFETY: as above, and there are two rows of partial sums for each tile.
+        // SAFETY: all have a row for each token, and there is a row of partial sums for each tile.
         unsafe {
             launch!(
                 gpu,
-                &name,
+                &format!("{name}_{}", E::SUFFIX),
                 grid,
                 [
                     qkv,
                     dy,
-                    &inverses,
+                    inverses,
                     &mut partials,
-                    positions,
-                    &table.cos,
-                    &table.sin,
+                    rows,
+                    &rotation.cos,
+                    &rotation.sin,
+                    &rotation.half,
+                    &rotation.neighbours,
                     &queries,
                     &keys,
                     &dimension,
@@ -186,19 +256,82 @@ impl Rope<'_> {
         add_partials(gpu, &partials.as_view(), tiles, gradients)
     }
 
+    /// Computes what all heads of a token have together, with the factors of the backward pass where `dy` is a gradient.
+    fn invert<E: GpuElement>(
+        &self,
+        gpu: &Gpu,
+        (qkv, dy): (&CudaView<E>, &CudaView<E>),
+        inverses: &mut DeviceBuffer<f32>,
+        has_gradient: bool,
+    ) -> Result<(), GpuError> {
+        let none = gpu.take::<f32>(1)?;
+        let (norms, rotation, rows) = (self.norms(&none), self.rotation(&none), self.rows);
+        let (queries, keys, dimension) = self.heads();
+        let has_gradient = i32::from(has_gradient);
+        let grid = Grid {
+            blocks: (rows.len() as u32, 2, 1),
+            ..self.grid()
+        };
+        // SAFETY: all have a row of the layout's width for each token, and inverses what is kept of each.
+        unsafe {
+            launch!(
+                gpu,
+                &format!("rope_inverses_{}", E::SUFFIX),
+                grid,
+                [
+                    qkv,
+                    dy,
+                    inverses,
+                    &norms.query,
+                    &norms.key,
+                    &norms.epsilon,
+                    &norms.offset,
+                    &norms.kind,
+                    rows,
+                    &rotation.cos,
+                    &rotation.sin,
+                    &rotation.half,
+                    &rotation.neighbours,
+                    &queries,
+                    &keys,
+                    &dimension,
+                    &has_gradient
+                ]
+            )
+        }
+    }
+
     fn check(&self, qkv: usize, y: usize) {
-        let scalars = self.positions.len() * self.layout.width();
+        let scalars = self.rows.len() * self.layout.width();
         assert_eq!(
             (qkv, y),
             (scalars, scalars),
             "a projection's queries, keys and values"
         );
+        if let Some(norms) = self.norms {
+            let HeadLayout {
+                heads,
+                key_value_heads,
+                head_dim,
+            } = self.layout;
+            let of = |heads: usize| {
+                if norms.is_wide {
+                    heads * head_dim
+                } else {
+                    head_dim
+                }
+            };
+            let weights = (norms.query.scalars(), norms.key.scalars());
+            assert_eq!(weights, (of(heads), of(key_value_heads)), "norms of heads");
+        }
+        let rotated = self.table.map_or(0, |table| 2 * table.half as usize);
+        assert!(rotated <= self.layout.head_dim, "dimensions to rotate");
     }
 
     fn grid(&self) -> Grid {
         let heads = self.layout.heads + 2 * self.layout.key_value_heads;
         Grid {
-            blocks: (self.positions.len() as u32, heads.div_ceil(WARPS) as u32, 1),
+            blocks: (self.rows.len() as u32, heads.div_ceil(WARPS) as u32, 1),
             threads: (WARPS * 32) as u32,
             shared: 0,
         }
@@ -213,176 +346,55 @@ impl Rope<'_> {
         (heads as i32, key_value_heads as i32, head_dim as i32)
     }
 
-    /// Weights of both norms, epsilon, and whether there are norms. Without norms the kernel reads neither weight.
-    fn norms(&self) -> (CudaView<'_, f32>, CudaView<'_, f32>, f32, i32) {
+    fn is_wide(&self) -> bool {
+        self.norms.is_some_and(|norms| norms.is_wide)
+    }
+
+    /// Scalars that are kept of norms of all heads together.
+    fn wide_inverses(&self) -> usize {
+        match self.is_wide() {
+            true => self.rows.len() * WIDE_INVERSES,
+            false => 1,
+        }
+    }
+
+    fn norms<'a>(&'a self, none: &'a DeviceBuffer<f32>) -> KernelNorms<'a> {
         match self.norms {
-            Some(norms) => (norms.query.view(), norms.key.view(), norms.epsilon, 1),
-            None => (self.table.cos.as_view(), self.table.cos.as_view(), 0.0, 0),
+            Some(norms) => KernelNorms {
+                query: norms.query.view(),
+                key: norms.key.view(),
+                epsilon: norms.epsilon,
+                offset: f32::from(u8::from(norms.offset)),
+                kind: 1 + i32::from(norms.is_wide),
+            },
+            None => KernelNorms {
+                query: none.as_view(),
+                key: none.as_view(),
+                epsilon: 0.0,
+                offset: 0.0,
+                kind: 0,
+            },
+        }
+    }
+
+    fn rotation<'a>(&'a self, none: &'a DeviceBuffer<f32>) -> KernelRotation<'a> {
+        match self.table {
+            Some(table) => KernelRotation {
+                cos: table.cos.as_view(),
+                sin: table.sin.as_view(),
+                half: table.half,
+                neighbours: i32::from(table.pairs == RotaryPairs::Neighbours),
+            },
+            None => KernelRotation {
+                cos: none.as_view(),
+                sin: none.as_view(),
+                half: 0,
+                neighbours: 0,
+            },
         }
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::engine::cuda::params::FlatRange;
-    use crate::engine::cuda::sums::SlotGradient;
-    use crate::engine::cuda::testing::{assert_near, gpu};
-    use crate::engine::ops::rope as plain;
-    use crate::engine::testing::{TestWeights, random_values};
-    use half::bf16;
-
-    const TOKENS: usize = 150;
-
-    fn layout(head_dim: usize) -> HeadLayout {
-        HeadLayout {
-            heads: 4,
-            key_value_heads: 2,
-            head_dim,
-        }
-    }
-
-    struct Case {
-        layout: HeadLayout,
-        with_norms: bool,
-        /// The norms' weights.
-        weights: TestWeights,
-        positions: Vec<u32>,
-        table: RopeTable,
-        x: Vec<f32>,
-        dy: Vec<f32>,
-    }
-
-    /// What comes of a case: `norms` are the gradients of the queries' and the keys' norm.
-    struct Results {
-        y: Vec<f32>,
-        dx: Vec<f32>,
-        norms: Vec<f32>,
-    }
-
-    impl Case {
-        fn new(head_dim: usize, with_norms: bool) -> Self {
-            let layout = layout(head_dim);
-            let scalars = TOKENS * layout.width();
-            let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
-            Self {
-                layout,
-                with_norms,
-                weights: TestWeights::new(&[("k", &[head_dim]), ("q", &[head_dim])]),
-                positions: (0..TOKENS as u32).map(|token| token % 37).collect(),
-                table: RopeTable::new(&frequencies, 37, 1.0),
-                x: random_values(scalars, 1),
-                dy: random_values(scalars, 2),
-            }
-        }
-
-        fn on_processor(&self) -> Results {
-            let norms = plain::HeadNorms {
-                query: self.weights.trainable("q"),
-                key: self.weights.trainable("k"),
-                epsilon: 1e-6,
-                offset: false,
-            };
-            let rope = plain::Rope {
-                layout: self.layout,
-                norms: self.with_norms.then_some(&norms),
-                rows: &self.positions,
-                table: Some(&self.table),
-            };
-            let (mut y, mut dx) = (vec![0.0f32; self.x.len()], vec![0.0f32; self.x.len()]);
-            self.weights.reset_gradients();
-            rope.forward(&self.x, &mut y);
-            rope.backward(&self.x, &self.dy, &mut dx);
-            let norms = match self.with_norms {
-                true => {
-                    let (gradients, width) = (self.weights.gradients(&[]), self.layout.head_dim);
-                    [&gradients[width..2 * width], &gradients[..width]].concat()
-                }
-                false => Vec::new(),
-            };
-            Results { y, dx, norms }
-        }
-
-        fn with_rope<R>(&self, gpu: &Gpu, work: impl FnOnce(&Rope) -> R) -> R {
-            let head_dim = self.layout.head_dim;
-            let weight = |name, offset| {
-                let range = FlatRange {
-                    offset,
-                    scalars: head_dim,
-                };
-                let values = self.weights.frozen(name);
-                Vector::new(gpu, &values.read_f32(), Some(range)).unwrap()
-            };
-            let norms = HeadNorms {
-                query: weight("q", 0),
-                key: weight("k", head_dim),
-                epsilon: 1e-6,
-            };
-            let positions = gpu.upload(&self.positions).unwrap();
-            work(&Rope {
-                layout: self.layout,
-                norms: self.with_norms.then_some(&norms),
-                positions: &positions.as_view(),
-                table: &GpuRopeTable::upload(gpu, &self.table).unwrap(),
-            })
-        }
-
-        fn forward<E: GpuElement>(&self, gpu: &Gpu, x: &[E]) -> Vec<E> {
-            let (qkv, mut out) = (gpu.upload(x).unwrap(), gpu.take::<E>(x.len()).unwrap());
-            self.with_rope(gpu, |rope| {
-                rope.forward(gpu, &qkv.as_view(), &mut out.as_view_mut())
-                    .unwrap();
-            });
-            gpu.download(&out, x.len()).unwrap()
-        }
-
-        /// Into rows with room behind them.
-        fn on_gpu(&self, gpu: &Gpu) -> Results {
-            let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
-            let stride = width + 8;
-            let (qkv, dy) = (gpu.upload(&self.x).unwrap(), gpu.upload(&self.dy).unwrap());
-            let mut norms = SlotGradient(gpu.zeroed(2 * head_dim).unwrap());
-            let mut d_qkv = gpu.zeroed::<f32>(TOKENS * stride).unwrap();
-            self.with_rope(gpu, |rope| {
-                let from = (&qkv.as_view(), &dy.as_view());
-                let into = (&mut d_qkv.as_view_mut(), stride);
-                rope.backward(gpu, from, into, &mut norms).unwrap();
-            });
-            let rows = gpu.download(&d_qkv, TOKENS * stride).unwrap();
-            let rows = rows.chunks_exact(stride);
-            Results {
-                y: self.forward(gpu, &self.x),
-                dx: rows.flat_map(|row| row[..width].to_vec()).collect(),
-                norms: match self.with_norms {
-                    true => gpu.download(&norms.0, 2 * head_dim).unwrap(),
-                    false => Vec::new(),
-                },
-            }
-        }
-    }
-
-    #[test]
-    fn values_and_gradients_equal_those_of_the_processor() {
-        let Some(gpu) = gpu() else { return };
-        for (head_dim, with_norms) in [(8, true), (8, false), (128, true)] {
-            let case = Case::new(head_dim, with_norms);
-            let (expected, found) = (case.on_processor(), case.on_gpu(gpu));
-            assert_near("y", &found.y, &expected.y, 1e-5);
-            assert_near("dx", &found.dx, &expected.dx, 1e-5);
-            assert_eq!(found.norms.len(), if with_norms { 2 * head_dim } else { 0 });
-            if with_norms {
-                let parts =
-                    |norms: &[f32]| [0, head_dim].map(|at| norms[at..at + head_dim].to_vec());
-                let [query, key] = parts(&found.norms);
-                let [expected_query, expected_key] = parts(&expected.norms);
-                assert_near("query norm", &query, &expected_query, 1e-5);
-                assert_near("key norm", &key, &expected_key, 1e-5);
-            }
-            let narrow: Vec<bf16> = case.x.iter().map(|x| bf16::from_f32(*x)).collect();
-            let narrow = case.forward(gpu, &narrow);
-            let narrow: Vec<f32> = narrow.into_iter().map(bf16::to_f32).collect();
-            assert_near("y in bfloat16", &narrow, &expected.y, 1e-2);
-        }
-    }
-}
+mod tests;

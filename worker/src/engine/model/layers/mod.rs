@@ -82,7 +82,7 @@ impl RopeTables {
     }
 
     /// The table of a layer; none where it rotates nothing.
-    fn of(&self, rotation: Rotation) -> Option<&RopeTable> {
+    pub fn of(&self, rotation: Rotation) -> Option<&RopeTable> {
         match rotation {
             Rotation::None => None,
             Rotation::Usual => Some(&self.usual),
@@ -92,7 +92,7 @@ impl RopeTables {
 
     /// The row of each token of a batch: its position, but that of long texts where these turn otherwise. Each text decides for
     /// itself, so that nothing hangs on what it is packed or computed with.
-    fn rows(&self, positions: &Arc<Vec<u32>>) -> Arc<Vec<u32>> {
+    pub fn rows(&self, positions: &Arc<Vec<u32>>) -> Arc<Vec<u32>> {
         let Some(long) = self.long else {
             return positions.clone();
         };

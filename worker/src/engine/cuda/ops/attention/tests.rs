@@ -1,4 +1,4 @@
-//! Attention on the GPU beside that on processors: values and gradients, rows within wider ones, bits.
+//! Attention on the GPU beside that on processors: values and gradients, windows, limits, rows within wider ones, bits.
 
 use super::*;
 use crate::engine::cuda::testing::{assert_near, gpu};
@@ -23,6 +23,9 @@ struct Case {
     gap: usize,
     /// Of all values.
     factor: f32,
+    window: Option<usize>,
+    scale: f32,
+    cap: Option<f32>,
 }
 
 /// All that the operation gives: rows of the context with their gaps, log sums, and the gradient of qkv.
@@ -40,6 +43,9 @@ impl Case {
             lengths,
             gap: 0,
             factor: 1.0,
+            window: None,
+            scale: 1.0 / (layout.head_dim as f32).sqrt(),
+            cap: None,
         }
     }
 
@@ -51,13 +57,16 @@ impl Case {
         self.layout.heads * self.layout.head_dim
     }
 
-    /// Of each token, the first of its segment and the one after the last.
+    /// Of each token, the first that it sees and the one after the last that sees it.
     fn borders(&self) -> [Vec<u32>; 2] {
+        let window = self.window.unwrap_or(usize::MAX);
         let (mut starts, mut ends) = (Vec::new(), Vec::new());
         for &length in &self.lengths {
             let start = starts.len();
-            starts.resize(start + length, start as u32);
-            ends.resize(start + length, (start + length) as u32);
+            for token in start..start + length {
+                starts.push((token + 1).saturating_sub(window).max(start) as u32);
+                ends.push(token.saturating_add(window).min(start + length) as u32);
+            }
         }
         [starts, ends]
     }
@@ -81,6 +90,8 @@ impl Case {
             layout: self.layout,
             starts: starts.as_view(),
             ends: ends.as_view(),
+            scale: self.scale,
+            cap: self.cap,
         };
         let (tokens, stride) = (self.tokens(), self.out_width() + self.gap);
         let (rows, sums) = (tokens * stride, self.layout.heads * tokens);
@@ -116,11 +127,15 @@ impl Case {
     fn expected(&self) -> Results<f32> {
         let [qkv, d_context] = self.input::<f32>();
         let segments = Segments::new(&self.lengths);
+        let segments = match self.window {
+            Some(window) => segments.windowed(window),
+            None => segments,
+        };
         let attention = plain::Attention {
             layout: self.layout,
             segments: &segments,
-            scale: 1.0 / (self.layout.head_dim as f32).sqrt(),
-            cap: None,
+            scale: self.scale,
+            cap: self.cap,
             sinks: None,
         };
         let mut results = Results {
@@ -144,7 +159,11 @@ impl Case {
         let (found, expected) = (self.run::<E>(gpu), self.expected());
         let what = |what: &str| {
             let suffix = E::SUFFIX;
-            format!("{what}, {suffix}, {:?}, {:?}", self.layout, self.lengths)
+            let (window, cap) = (self.window, self.cap);
+            format!(
+                "{what}, {suffix}, {:?}, {:?}, window {window:?}, cap {cap:?}",
+                self.layout, self.lengths
+            )
         };
         let context = wide(&found.context);
         let rows = context.chunks_exact(self.out_width() + self.gap);
@@ -207,6 +226,48 @@ fn heads_of_all_widths_and_groups_equal_those_of_the_processor() {
     }
 }
 
+/// Windows that end within, at and just beside tiles, and hide whole ones.
+#[test]
+fn windows_hide_what_they_hide_on_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    for (window, head_dim) in [
+        (1, 64),
+        (2, 64),
+        (17, 128),
+        (31, 256),
+        (32, 64),
+        (63, 64),
+        (64, 128),
+        (65, 64),
+        (100, 64),
+    ] {
+        let mut case = Case::new(layout(2, 1, head_dim), &[150, 1, 70]);
+        case.window = Some(window);
+        case.check_both(gpu);
+    }
+}
+
+#[test]
+fn scores_are_scaled_and_limited_as_on_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    for (heads, key_value_heads, head_dim, cap) in [
+        (2, 1, 64, 1.5),
+        (4, 2, 128, 50.0),
+        (1, 1, 136, 0.4),
+        (2, 1, 256, 3.0),
+    ] {
+        let mut case = Case::new(layout(heads, key_value_heads, head_dim), &[70, 1, 20, 5]);
+        case.cap = Some(cap);
+        case.scale *= 3.0;
+        case.check_both(gpu);
+        case.window = Some(33);
+        case.check_both(gpu);
+    }
+    let mut scaled = Case::new(layout(2, 1, 64), &[40, 31]);
+    scaled.scale = 0.5;
+    scaled.check_both(gpu);
+}
+
 #[test]
 fn rows_of_the_context_lie_within_wider_ones() {
     let Some(gpu) = gpu() else { return };
@@ -220,8 +281,8 @@ fn rows_of_the_context_lie_within_wider_ones() {
 #[test]
 fn the_same_input_gives_the_same_bits() {
     let Some(gpu) = gpu() else { return };
-    let case = Case::new(layout(4, 2, 64), &[50, 80]);
-    let bits = || {
+    let mut case = Case::new(layout(4, 2, 64), &[50, 80]);
+    let bits = |case: &Case| {
         let Results {
             context,
             log_sums,
@@ -232,7 +293,9 @@ fn the_same_input_gives_the_same_bits() {
         let [context, d_qkv]: [Vec<u16>; 2] = [context, d_qkv].map(narrow);
         (context, log_sums, d_qkv)
     };
-    assert_eq!(bits(), bits());
+    assert_eq!(bits(&case), bits(&case));
+    (case.window, case.cap) = (Some(40), Some(2.0));
+    assert_eq!(bits(&case), bits(&case));
 }
 
 #[test]
@@ -240,12 +303,10 @@ fn large_scores_stay_finite() {
     let Some(gpu) = gpu() else { return };
     let mut case = Case::new(layout(1, 1, 64), &[66]);
     case.factor = 1e3;
-    let found = case.run::<bf16>(gpu);
-    assert!(
-        found
-            .context
-            .iter()
-            .chain(&found.d_qkv)
-            .all(|x| x.is_finite())
-    );
+    for cap in [None, Some(30.0)] {
+        case.cap = cap;
+        let found = case.run::<bf16>(gpu);
+        let mut values = found.context.iter().chain(&found.d_qkv);
+        assert!(values.all(|x| x.is_finite()), "{cap:?}");
+    }
 }

@@ -1,0 +1,225 @@
+//! Every family that has no experts trains on the GPU as on the processor, each with all that tells it from the others.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::engine::mean_gradient::MeanSource;
+use crate::engine::optim::gradient_norm;
+
+/// The families, with settings that change something: windows shorter than the segments, limits that limit, factors that are not
+/// one. One family has two, so that each kind of rotary table is met.
+fn families() -> Vec<Value> {
+    let with = |architecture: &str, settings: Value| {
+        let mut json = config(architecture);
+        for (key, value) in settings.as_object().unwrap() {
+            json[key] = value.clone();
+        }
+        json
+    };
+    let yarn = json!({
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+        "original_max_position_embeddings": 8, "attention_factor": 1.3
+    });
+    let plain = json!({"rope_type": "default", "rope_theta": 500.0});
+    let long = json!({
+        "type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 3.0, 5.0]
+    });
+    vec![
+        // An output layer of its own.
+        with("LlamaForCausalLM", json!({})),
+        with(
+            "LlamaForCausalLM",
+            json!({"attention_bias": true, "mlp_bias": true, "rope_scaling": yarn}),
+        ),
+        with("Qwen2ForCausalLM", json!({})),
+        with("Qwen3ForCausalLM", json!({})),
+        with(
+            "Qwen3ForCausalLM",
+            json!({
+                "use_sliding_window": true, "sliding_window": 6, "max_window_layers": 1
+            }),
+        ),
+        with("MistralForCausalLM", json!({"sliding_window": 7})),
+        with(
+            "Gemma2ForCausalLM",
+            json!({
+                "sliding_window": 5, "query_pre_attn_scalar": 3.0, "attn_logit_softcapping": 2.0,
+                "final_logit_softcapping": 4.0
+            }),
+        ),
+        with(
+            "Gemma3ForCausalLM",
+            json!({
+                "sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 20.0,
+                "rope_local_base_freq": 100.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0}
+            }),
+        ),
+        with(
+            "GraniteForCausalLM",
+            json!({
+                "embedding_multiplier": 3.0, "attention_multiplier": 0.6, "residual_multiplier": 0.4,
+                "logits_scaling": 0.5, "attention_bias": true, "mlp_bias": true
+            }),
+        ),
+        with("SmolLM3ForCausalLM", json!({"no_rope_layers": [0, 1]})),
+        with("Olmo2ForCausalLM", json!({})),
+        with(
+            "Olmo3ForCausalLM",
+            json!({
+                "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8,
+                "rope_parameters": {"full_attention": yarn, "sliding_attention": plain}
+            }),
+        ),
+        with(
+            "Phi3ForCausalLM",
+            json!({
+                "sliding_window": 9, "partial_rotary_factor": 0.75, "rope_scaling": long,
+                "original_max_position_embeddings": 16, "max_position_embeddings": 64
+            }),
+        ),
+        with("GlmForCausalLM", json!({"attention_bias": true})),
+        with("Glm4ForCausalLM", json!({})),
+    ]
+}
+
+/// Runs `work` with a folder of each family, and with what it is called.
+fn for_each(work: impl Fn(&Path, &str)) {
+    for config in families() {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config, 7);
+        work(dir.path(), &config.to_string());
+    }
+}
+
+/// All weights, and adapters that drop some inputs.
+fn methods() -> [Method; 2] {
+    [Method::Full, lora(TargetModules::AllLinear, 0.1)]
+}
+
+#[test]
+fn a_slot_s_gradient_and_loss_are_those_of_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    for_each(|dir, what| {
+        for method in methods() {
+            let job = job(method.clone());
+            let run = |device| slot_sums(&mut trained(device, dir, job.clone()), 1, &blocks());
+            let (found, expected) = (run(gpu.clone()), run(ComputeDevice::Cpu));
+            let apart = distance(&found.0, &expected.0);
+            assert!(
+                apart < 1e-5,
+                "{what} {method:?}: gradients are {apart} apart"
+            );
+            let apart = found.1 / expected.1 - 1.0;
+            assert!(apart.abs() < 1e-5, "{what} {method:?}: {apart}");
+        }
+    });
+}
+
+#[test]
+fn a_bfloat16_base_is_as_close_to_a_float32_one_as_on_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    for_each(|dir, what| {
+        let run = |device, base_dtype| {
+            let job = JobSpec {
+                base_dtype,
+                ..job(lora(TargetModules::AllLinear, 0.0))
+            };
+            slot_sums(&mut trained(device, dir, job), 1, &blocks())
+        };
+        let exact = run(ComputeDevice::Cpu, BaseDtype::Float32);
+        let expected = run(ComputeDevice::Cpu, BaseDtype::Bfloat16);
+        let found = run(gpu.clone(), BaseDtype::Bfloat16);
+        let apart = distance(&found.0, &exact.0);
+        let allowed = 1.5 * distance(&expected.0, &exact.0);
+        assert!(
+            apart < allowed,
+            "{what}: gradients are {apart} apart, {allowed} are allowed"
+        );
+        assert!((found.1 / exact.1 - 1.0).abs() < 1e-2, "{what}");
+    });
+}
+
+/// Sums, loss and the weights after an update.
+#[test]
+fn bits_depend_neither_on_what_ran_before_nor_on_checkpointing() {
+    let Some(gpu) = gpu() else { return };
+    for_each(|dir, what| {
+        for method in methods() {
+            let base_dtype = match method {
+                Method::Full => BaseDtype::Float32,
+                Method::Lora(_) => BaseDtype::Bfloat16,
+            };
+            let run = |gradient_checkpointing, runs_before: bool| {
+                let job = JobSpec {
+                    gradient_checkpointing,
+                    base_dtype,
+                    ..job(method.clone())
+                };
+                let mut trainer = trained(gpu.clone(), dir, job);
+                if runs_before {
+                    slot_sums(&mut trainer, 1, &[block(&[15], 9)]);
+                }
+                let sums = slot_sums(&mut trainer, 5, &blocks()[..1]);
+                trainer.apply_held(1e-2).unwrap();
+                (sums, trainer.weights_digest().unwrap())
+            };
+            let after_another = run(Checkpointing::Never, true);
+            let alone = run(Checkpointing::Always, false);
+            assert!(after_another == alone, "{what} {method:?}");
+        }
+    });
+}
+
+#[test]
+fn a_packed_block_equals_its_documents_one_by_one() {
+    let Some(gpu) = gpu() else { return };
+    for_each(|dir, what| {
+        let mut trainer = trained(gpu.clone(), dir, job(Method::Full));
+        let packed = block(&[20, 17, 9], 1);
+        let document = |range: std::ops::Range<usize>| Block {
+            tokens: packed.tokens[range.clone()].to_vec(),
+            segments: vec![1; range.len()],
+            trained: packed.trained[range].to_vec(),
+        };
+        let alone = [document(0..20), document(20..37), document(37..46)];
+        let whole = slot_sums(&mut trainer, 1, std::slice::from_ref(&packed));
+        // The same divisor for all, so that the sums can be added.
+        trainer.begin_step(2, packed.trained_tokens(), 3).unwrap();
+        let mut loss = 0.0;
+        for (slot, document) in alone.iter().enumerate() {
+            let outcome = trainer.train_slot(slot as u32, std::slice::from_ref(document));
+            loss += outcome.unwrap().loss_sum;
+        }
+        assert!(
+            (loss - whole.1).abs() < 1e-5 * loss,
+            "{what}: {loss} {}",
+            whole.1
+        );
+        trainer.collect().unwrap();
+        let mean = trainer.accumulator().mean();
+        let expected: Vec<f32> = whole.0.iter().map(|sum| dequantize(*sum)).collect();
+        let norm = gradient_norm(MeanSource::Values(&expected));
+        let difference: Vec<f32> = mean.iter().zip(&expected).map(|(a, b)| a - b).collect();
+        let apart = gradient_norm(MeanSource::Values(&difference)) / norm;
+        assert!(apart < 1e-5, "{what}: {apart}");
+    });
+}
+
+#[test]
+fn logits_are_those_of_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    for_each(|dir, what| {
+        let run = |device| {
+            let mut trainer = load_on(device, dir, job(Method::Full), 1);
+            let evaluated = trainer.eval_slot(&blocks()).unwrap();
+            let tokens: Vec<u32> = (0..24).map(|token| token * 7 % 61).collect();
+            (trainer.logits(&tokens).unwrap(), evaluated)
+        };
+        let (found, expected) = (run(gpu.clone()), run(ComputeDevice::Cpu));
+        crate::engine::cuda::testing::assert_near(what, &found.0, &expected.0, 1e-5);
+        assert_eq!(found.1.correct_tokens, expected.1.correct_tokens, "{what}");
+        let apart = found.1.loss_sum / expected.1.loss_sum - 1.0;
+        assert!(apart.abs() < 1e-5, "{what}: {apart}");
+    });
+}
