@@ -36,9 +36,13 @@ pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
         Trained::Adapters { .. } => 4 * linears + 6 * work.scalars(shape),
     };
     // Scores and values, over half of the text on average; backward is twice as much.
-    let attention = 3 * 2 * (shape.layers * shape.heads * shape.head_dim) as u64;
+    let attention = 3 * 2 * (shape.attention_layers() * shape.heads * shape.head_dim) as u64;
+    // A state is decayed, read for what it says of a key, written to, and read by a query (Yang et al., 2024), one token
+    // after the other: seven operations on each of its scalars. In chunks it takes some more.
+    let states = (0..shape.layers).filter_map(|layer| shape.linear_attention_of(layer));
+    let states = states.map(|sizes| 3 * 7 * (sizes.values() * sizes.key_dim) as u64);
     PerToken {
-        products: products as f64,
+        products: (products + states.sum::<u64>()) as f64,
         attention: attention as f64,
     }
 }
@@ -110,6 +114,8 @@ mod tests {
         rotary: 128,
         sinks: 0,
         experts: None,
+        output_gate: false,
+        linear_attention: None,
     };
 
     fn work(trained: Trained) -> Work {

@@ -17,8 +17,11 @@ use worker::engine::accumulator::Accumulator;
 use worker::engine::buffer::{Buffer, Pool};
 use worker::engine::mean_gradient::MeanSource;
 use worker::engine::ops::attention::{Attention, Saved};
+use worker::engine::ops::causal_conv::CausalConv;
 use worker::engine::ops::clamped_swiglu::ClampedSwiglu;
 use worker::engine::ops::cross_entropy::{self, LogitRule, LossHead};
+use worker::engine::ops::delta_gates::Gates;
+use worker::engine::ops::delta_rule::{DeltaHeads, DeltaRule, Inputs};
 use worker::engine::ops::element::Element;
 use worker::engine::ops::gemm::{self};
 use worker::engine::ops::lora_linear::Lora;
@@ -413,6 +416,63 @@ fn routing(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// As Qwen3.5-0.8B has it.
+fn linear_attention(criterion: &mut Criterion) {
+    let heads = DeltaHeads {
+        key_heads: 16,
+        value_heads: 16,
+        key_dim: 128,
+        value_dim: 128,
+    };
+    let qkv = random::<f32>(TOKENS * heads.width(), 1);
+    let written = vec![0.5f32; TOKENS * heads.value_heads];
+    let kept = vec![-0.1f32; written.len()];
+    let inputs = Inputs {
+        qkv: &qkv,
+        written: &written,
+        kept: &kept,
+    };
+    let mut group = criterion.benchmark_group("delta rule");
+    for (name, length) in [("1 x 512", 512), ("8 x 64", 64)] {
+        let segments: Vec<_> = (0..TOKENS / length)
+            .map(|index| index * length..(index + 1) * length)
+            .collect();
+        let rule = DeltaRule {
+            heads,
+            segments: &segments,
+        };
+        let mut out = vec![0f32; TOKENS * heads.values()];
+        group.bench_function(format!("forward {name}"), |bencher| {
+            bencher.iter(|| rule.forward(inputs, &mut out));
+        });
+        let d_out = random::<f32>(out.len(), 2);
+        let (mut d_qkv, mut gates) = (vec![0f32; qkv.len()], [written.clone(), kept.clone()]);
+        group.bench_function(format!("backward {name}"), |bencher| {
+            bencher.iter(|| {
+                let [written, kept] = &mut gates;
+                rule.backward(inputs, &d_out, &mut d_qkv, Gates { written, kept });
+            });
+        });
+    }
+    group.finish();
+    let positions: Vec<u32> = (0..TOKENS as u32).collect();
+    let pool = Pool::default();
+    let conv = CausalConv {
+        weight: weight::<f32>(&[heads.width(), 1, 4], 3, &pool),
+    };
+    let view = View::new(&qkv[..], TOKENS, heads.width());
+    let (mut y, mut dx) = (vec![0f32; qkv.len()], vec![0f32; qkv.len()]);
+    let mut group = criterion.benchmark_group("causal convolution");
+    group.throughput(Throughput::Elements(qkv.len() as u64));
+    group.bench_function("forward", |bencher| {
+        bencher.iter(|| conv.forward(view, &positions, &mut y));
+    });
+    group.bench_function("backward", |bencher| {
+        bencher.iter(|| conv.backward(view, &positions, &mut y, (&mut dx, heads.width())));
+    });
+    group.finish();
+}
+
 fn packing(criterion: &mut Criterion) {
     const EXAMPLES: usize = 100_000;
     let mut rng = CounterRng::new(1, &[]);
@@ -435,6 +495,7 @@ criterion_group! {
         .measurement_time(Duration::from_secs(2));
     targets = products::<f32>, weight_gradient, products::<bf16>, lora_linear::<f32>, lora_linear::<bf16>,
         rows::<f32>, rows::<bf16>, rope_and_attention::<f32>, rope_and_attention::<bf16>,
-        loss::<f32>, loss::<bf16>, update, routing, packing
+        loss::<f32>, loss::<bf16>, update, routing, linear_attention, packing
 }
+
 criterion_main!(ops);

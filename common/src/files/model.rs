@@ -63,10 +63,11 @@ pub enum Architecture {
     Mixtral,
     Olmoe,
     GptOss,
+    Qwen35,
 }
 
 impl Architecture {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::Llama,
         Self::Qwen2,
         Self::Qwen3,
@@ -85,6 +86,7 @@ impl Architecture {
         Self::Mixtral,
         Self::Olmoe,
         Self::GptOss,
+        Self::Qwen35,
     ];
 
     /// The architecture that a `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
@@ -131,6 +133,7 @@ impl Architecture {
             Self::Mixtral => "Mixtral",
             Self::Olmoe => "OLMoE",
             Self::GptOss => "GPT-OSS",
+            Self::Qwen35 => "Qwen3.5",
         }
     }
 
@@ -154,6 +157,7 @@ impl Architecture {
             Self::Mixtral => ("MixtralForCausalLM", "mixtral"),
             Self::Olmoe => ("OlmoeForCausalLM", "olmoe"),
             Self::GptOss => ("GptOssForCausalLM", "gpt_oss"),
+            Self::Qwen35 => ("Qwen3_5ForCausalLM", "qwen3_5_text"),
         }
     }
 }

@@ -3,10 +3,12 @@
 
 use std::ops::Range;
 
-use super::{F32, LINEARS, PROJECTIONS, Shape, Trained, Work};
+use super::{F32, LINEARS, LinearAttention, PROJECTIONS, Shape, Trained, Work};
 
 /// Rows of an output that a backward pass computes again at a time, for what the magnitudes (DoRA) of its columns need.
 pub const AGAIN_ROWS: usize = 1024;
+/// Tokens of a chunk of linear attention, at whose borders its state is known.
+pub const STATE_TOKENS: usize = 64;
 
 /// Widths of one layer and the tokens of one slot; what its functions return are bytes for all these tokens.
 #[derive(Clone, Copy, Debug)]
@@ -14,10 +16,14 @@ pub(super) struct Layer {
     tokens: u64,
     element: u64,
     hidden: u64,
-    /// Columns of queries, keys and values together.
+    /// Columns of queries, keys and values together, and of what else is projected beside them.
     qkv: u64,
+    /// Columns of what the attention gives.
     queries: u64,
     heads: u64,
+    /// Whether what the attention gives goes through a gate.
+    output_gate: bool,
+    linear: Option<Linear>,
     /// Intermediate size of what every token goes through.
     intermediate: u64,
     experts: Option<Routed>,
@@ -42,6 +48,26 @@ struct Routed {
     count: u64,
     per_token: u64,
     width: u64,
+}
+
+/// What a layer of linear attention computes between its projections, in float32.
+#[derive(Clone, Copy, Debug)]
+struct Linear {
+    /// Columns of queries, keys and values behind the convolution.
+    convolved: u64,
+    heads: u64,
+    /// Scalars of the states of all heads.
+    state: u64,
+}
+
+impl From<&LinearAttention> for Linear {
+    fn from(sizes: &LinearAttention) -> Self {
+        Self {
+            convolved: sizes.convolved() as u64,
+            heads: sizes.value_heads as u64,
+            state: (sizes.values() * sizes.key_dim) as u64,
+        }
+    }
 }
 
 /// Whether the engine computes on a GPU or on the processor.
@@ -73,24 +99,34 @@ impl Layer {
         let queries = shape.heads * shape.head_dim;
         (0..shape.layers)
             .map(|layer| {
-                let [q, k, v, o, gate, up, down, shared] = ranks
+                let [q, k, v, fourth, o, gate, up, down, shared] = ranks
                     .and_then(|all| all.get(layer))
                     .unwrap_or(&none)
                     .map(|rank| rank.next_multiple_of(multiple) as u64);
+                let linear = shape.linear_attention_of(layer);
                 Self {
                     tokens: work.tokens(),
                     element,
                     hidden: shape.hidden_size as u64,
-                    qkv: (queries + 2 * shape.key_value_heads * shape.head_dim) as u64,
-                    queries: queries as u64,
-                    heads: shape.heads as u64,
+                    qkv: {
+                        let linears = shape.linears(layer);
+                        let outs = linears[PROJECTIONS[0].clone()].iter();
+                        outs.map(|(_, out, _)| *out as u64).sum()
+                    },
+                    queries: linear.map_or(queries, LinearAttention::values) as u64,
+                    heads: match linear {
+                        None => shape.heads as u64,
+                        Some(_) => 0,
+                    },
+                    output_gate: shape.output_gate && linear.is_none(),
+                    linear: linear.map(Linear::from),
                     intermediate: shape.inner_size(layer) as u64,
                     experts: shape.experts_of(layer).map(|experts| Routed {
                         count: experts.count as u64,
                         per_token: experts.per_token as u64,
                         width: experts.width as u64,
                     }),
-                    ranks: [q + k + v, o, gate + up + shared, down],
+                    ranks: [q + k + v + fourth, o, gate + up + shared, down],
                     dropout,
                     magnitudes,
                     largest: {
@@ -227,6 +263,25 @@ impl Layer {
         self.narrow(self.qkv) + self.context() + self.wide(self.heads)
     }
 
+    /// Bytes that a forward pass takes between the projections: queries and keys once they are rotated, and the values beside them; or
+    /// what linear attention reads and what it gives.
+    fn mixing(&self) -> u64 {
+        match self.linear {
+            None => self.narrow(self.qkv),
+            Some(linear) => {
+                self.wide(linear.convolved + 2 * linear.heads) + self.narrow(self.queries)
+            }
+        }
+    }
+
+    /// Bytes that a backward pass takes between the projections of linear attention: what the forward pass read, once more, the
+    /// gradients, and the states at the borders of chunks, as if those of all heads were there at once.
+    fn mixing_back(&self, linear: Linear) -> u64 {
+        let chunks = self.tokens.div_ceil(STATE_TOKENS as u64);
+        let d_qkv = self.narrow(self.qkv + self.ranks[0]);
+        d_qkv + 2 * self.wide(linear.convolved + 2 * linear.heads) + chunks * linear.state * F32
+    }
+
     /// Peak bytes of computing the activations of [`Self::inner`], these included.
     pub fn open(&self) -> u64 {
         let [qkv_rank, _, gate_rank, _] = self.ranks;
@@ -235,7 +290,7 @@ impl Layer {
             self.masked(self.hidden, qkv_rank) + self.gaining(self.hidden, qkv_largest, qkv_rank);
         let projecting = self.narrow(self.qkv) + self.narrow(self.hidden + qkv_rank) + masked;
         let adding = self.wide(self.hidden) + self.result();
-        let attending = self.attended() + self.narrow(self.qkv).max(adding);
+        let attending = self.attended() + self.mixing().max(adding);
         let masked = self.masked(self.hidden, gate_rank)
             + self.gaining(self.hidden, gate_largest, gate_rank);
         let gating = self.inner() + self.narrow(self.hidden + gate_rank) + masked;
@@ -318,6 +373,15 @@ impl Layer {
             .gained(self.hidden, rank)
             .max(self.again(self.hidden, rank));
         let projecting = self.narrow(self.hidden + rank) + (masked + scaling).max(self.result());
+        if let Some(linear) = self.linear {
+            let context = self.narrow(self.queries);
+            return d_context + (projecting + context).max(self.mixing_back(linear));
+        }
+        // What was projected, taken apart, and its gradient.
+        let gate = match self.output_gate {
+            true => self.narrow(self.queries + self.qkv),
+            false => 0,
+        };
         let rotated = self.narrow(self.qkv) + self.wide(self.heads);
         let d_qkv = self.narrow(self.qkv + self.ranks[0]);
         let back = match self.place {
@@ -325,6 +389,6 @@ impl Layer {
             Place::Gpu => (d_rotated + d_qkv).saturating_sub(self.context()),
             Place::Processor => d_context + d_rotated + d_qkv,
         };
-        (d_context + projecting.max(d_rotated + rotated)).max(back)
+        (d_context + projecting.max(d_rotated + rotated)).max(back) + gate
     }
 }

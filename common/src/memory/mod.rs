@@ -14,12 +14,14 @@ mod told;
 pub use gpu::on_gpu;
 pub use processor::on_processor;
 pub(crate) use shape::F32;
-pub use shape::{Experts, Fused, LINEARS, OwnTensor, PROJECTIONS, Shape, Tokens, Trained, Work};
+pub use shape::{
+    Experts, Fused, LINEARS, LinearAttention, OwnTensor, PROJECTIONS, Shape, Tokens, Trained, Work,
+};
 pub use told::bytes;
 
 use crate::job::{JobSpec, LoraSpec, Method, MomentDtype, TrainedRows};
-pub use layer::AGAIN_ROWS;
 use layer::Layer;
+pub use layer::{AGAIN_ROWS, STATE_TOKENS};
 use serde::Serialize;
 
 /// Memory of a worker at the peak of a step, in bytes, by what takes it.
@@ -75,19 +77,36 @@ impl Shape {
             0 => 0,
             _ => hidden,
         };
-        let [query, key, value] = match self.fused.qkv {
-            true => [queries + 2 * keys, 0, 0],
-            false => [queries, keys, keys],
+        let gate = match self.output_gate {
+            true => queries,
+            false => 0,
         };
+        let reading = match (self.linear_attention_of(layer), self.fused.qkv) {
+            (Some(sizes), _) => [
+                sizes.convolved(),
+                sizes.values(),
+                sizes.value_heads,
+                sizes.value_heads,
+            ],
+            (None, true) => [queries + 2 * keys, 0, 0, 0],
+            (None, false) => [queries + gate, keys, keys, 0],
+        };
+        let [query, key, value, fourth] = reading;
+        let (biased, context) = match self.linear_attention_of(layer) {
+            Some(sizes) => (false, sizes.values()),
+            None => (true, queries),
+        };
+        let (qkv_bias, output_bias) = (biased && self.qkv_bias, biased && self.output_bias);
         let [gate, up] = match self.fused.gate_up {
             true => [2 * inner, 0],
             false => [inner, inner],
         };
         [
-            (hidden, query, self.qkv_bias),
-            (hidden, key, self.qkv_bias),
-            (hidden, value, self.qkv_bias),
-            (queries, hidden, self.output_bias),
+            (hidden, query, qkv_bias),
+            (hidden, key, qkv_bias),
+            (hidden, value, qkv_bias),
+            (hidden, fourth, false),
+            (context, hidden, output_bias),
             (hidden, gate, self.mlp_bias),
             (hidden, up, self.mlp_bias),
             (inner, down, self.mlp_bias),
@@ -99,6 +118,18 @@ impl Shape {
     pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
         let experts = self.experts.as_ref()?;
         experts.layers.get(layer)?.then_some(experts)
+    }
+
+    /// The sizes of a layer's linear attention, if it has that in place of attention.
+    pub fn linear_attention_of(&self, layer: usize) -> Option<&LinearAttention> {
+        let sizes = self.linear_attention.as_ref()?;
+        sizes.layers.get(layer)?.then_some(sizes)
+    }
+
+    /// Number of layers with attention.
+    pub(crate) fn attention_layers(&self) -> usize {
+        let linear = |layer: &usize| self.linear_attention_of(*layer).is_some();
+        self.layers - (0..self.layers).filter(linear).count()
     }
 
     /// The intermediate size of what every token goes through in a layer.
@@ -146,9 +177,13 @@ impl Shape {
         });
         let router = self.experts_of(layer).filter(|experts| experts.biased);
         let router = router.map_or(0, |experts| experts.count);
-        let norms = self.layer_norms * self.hidden_size + self.head_norms.iter().sum::<usize>();
+        let norms = self.layer_norms * self.hidden_size;
+        let of_heads = match self.linear_attention_of(layer) {
+            Some(sizes) => sizes.vectors().iter().sum(),
+            None => self.head_norms.iter().sum::<usize>() + self.sinks,
+        };
         let [of_experts, _] = self.expert_biases(layer);
-        (norms + self.sinks + router + biases.iter().sum::<usize>()) as u64 + of_experts
+        (norms + of_heads + router + biases.iter().sum::<usize>()) as u64 + of_experts
     }
 
     /// Number of scalars of the linears of a layer.
@@ -377,6 +412,8 @@ mod tests {
         rotary: 128,
         sinks: 0,
         experts: None,
+        output_gate: false,
+        linear_attention: None,
     };
 
     fn work(trained: Trained, checkpointing: bool) -> Work {

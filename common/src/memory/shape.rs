@@ -39,6 +39,48 @@ pub struct Shape {
     pub sinks: usize,
     /// The experts of a mixture of experts.
     pub experts: Option<Experts>,
+    /// Whether queries come with a gate of what the attention gives, which makes them twice as wide.
+    pub output_gate: bool,
+    /// The layers that have linear attention, where some do.
+    pub linear_attention: Option<LinearAttention>,
+}
+
+/// Sizes of layers of linear attention (gated DeltaNet), which have a state of fixed size in place of keys and values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearAttention {
+    /// Heads of queries, and of keys.
+    pub key_heads: usize,
+    /// Heads of values, each with a state; a multiple of the key heads.
+    pub value_heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    /// Tokens that the convolution before them reads, the token itself among them.
+    pub kernel: usize,
+    /// For each layer, whether it is one of them.
+    pub layers: Vec<bool>,
+}
+
+impl LinearAttention {
+    /// Columns of queries, keys and values together, which a convolution goes over.
+    pub fn convolved(&self) -> usize {
+        2 * self.key_heads * self.key_dim + self.values()
+    }
+
+    /// Columns of the values, of what is computed of them, and of its gate.
+    pub fn values(&self) -> usize {
+        self.value_heads * self.value_dim
+    }
+
+    /// Sizes of what a layer has beside its linears and norms of the residual: the convolution, the norm of a head's result, and two
+    /// numbers of each value head.
+    pub fn vectors(&self) -> [usize; 4] {
+        [
+            self.convolved() * self.kernel,
+            self.value_dim,
+            self.value_heads,
+            self.value_heads,
+        ]
+    }
 }
 
 /// Sizes of a mixture of experts: feed-forward networks of which every token goes through a few.
@@ -57,13 +99,15 @@ pub struct Experts {
     pub biased: bool,
 }
 
-/// Number of linears of a decoder layer: queries, keys, values, attention output, gate, up, down, and what a shared expert is
-/// weighted by. Each has its slot in this order. A layer of experts has those of its shared expert as gate, up and down.
-pub const LINEARS: usize = 8;
+/// Number of linears of a decoder layer: queries, keys, values, one more that reads what these do, attention output, gate, up, down,
+/// and what a shared expert is weighted by. Each has its slot in this order. A layer of experts has those of its shared expert as
+/// gate, up and down; one of linear attention has as its first four queries, keys and values in one, the gate of its output, and
+/// what is written of a token and what is kept of those before.
+pub const LINEARS: usize = 9;
 
 /// Slots of the linears that read the same input, and whose results lie side by side: queries, keys and values; attention output;
 /// gate and up; down; what a shared expert is weighted by.
-pub const PROJECTIONS: [Range<usize>; 5] = [0..3, 3..4, 4..6, 6..7, 7..8];
+pub const PROJECTIONS: [Range<usize>; 5] = [0..4, 4..5, 5..7, 7..8, 8..9];
 
 /// Which linears that read the same input are one matrix. It has the first of their slots, and nothing is in the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

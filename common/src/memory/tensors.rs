@@ -117,14 +117,17 @@ fn of_model(shape: &Shape) -> Vec<Tensors> {
         Tensors::of(heads, matrix),
         // Norms of the layers, and the one behind them.
         Tensors::of(shape.layers * shape.layer_norms + 1, hidden),
-        Tensors::of(shape.layers, shape.sinks),
+        Tensors::of(shape.attention_layers(), shape.sinks),
     ];
     tensors.extend(
         shape
             .head_norms
-            .map(|width| Tensors::of(shape.layers, width)),
+            .map(|width| Tensors::of(shape.attention_layers(), width)),
     );
     for layer in 0..shape.layers {
+        if let Some(sizes) = shape.linear_attention_of(layer) {
+            tensors.extend(sizes.vectors().map(|scalars| Tensors::of(1, scalars)));
+        }
         for (width, out, bias) in shape.linears(layer) {
             tensors.push(Tensors::of(1, width * out));
             tensors.push(Tensors::of(usize::from(bias), out));

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits, is_mxfp4};
 use crate::job::{JobSpec, Method, Quantization, TrainedTokens};
-use crate::memory::Fused;
+use crate::memory::{Fused, LinearAttention};
 
 use super::error::ModelError;
 use super::experts::Experts;
@@ -46,6 +46,10 @@ pub struct ModelConfig {
     pub head_norms: HeadNormKind,
     /// Each head has a logit that takes part in its softmax and stands for no token.
     pub sinks: bool,
+    /// Queries come with a gate of what the attention gives.
+    pub output_gate: bool,
+    /// The sizes of layers of linear attention, and which layers these are.
+    pub linear_attention: Option<LinearAttention>,
     pub norms: LayerNorms,
     /// Norms multiply by 1 + weight.
     pub norm_offset: bool,
@@ -171,6 +175,11 @@ impl ModelConfig {
             fused: family.fused,
             head_norms: family.head_norms,
             sinks: family.has_sinks,
+            output_gate: family.has_output_gate,
+            linear_attention: match family.has_linear_attention {
+                true => Some(fields.linear_attention(layers)?),
+                false => None,
+            },
             norms: family.norms,
             norm_offset: family.norm_offset,
             activation: match family.is_gelu {

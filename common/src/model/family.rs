@@ -132,6 +132,10 @@ pub(super) struct Family {
     pub default_window: usize,
     /// Whether each head has a logit that takes part in its softmax and stands for no token.
     pub has_sinks: bool,
+    /// Whether queries come with a gate of what the attention gives.
+    pub has_output_gate: bool,
+    /// Whether layers of `layer_types` have linear attention.
+    pub has_linear_attention: bool,
     pub experts: Option<ExpertKind>,
 }
 
@@ -177,6 +181,8 @@ impl Family {
             windows: Windows::Never,
             default_window: 4096,
             has_sinks: false,
+            has_output_gate: false,
+            has_linear_attention: false,
             experts: None,
         };
         let gemma = Self {
@@ -299,6 +305,15 @@ impl Family {
                 default_window: 128,
                 has_sinks: true,
                 experts: Some(ExpertKind::GPT_OSS),
+                ..llama
+            },
+            Architecture::Qwen35 => Self {
+                head_norms: HeadNormKind::EachHead,
+                norm_offset: true,
+                default_head_dim: Some(256),
+                default_rotated: Some(0.25),
+                has_output_gate: true,
+                has_linear_attention: true,
                 ..llama
             },
             Architecture::Glm => glm,

@@ -3,9 +3,10 @@
 use super::config::ModelConfig;
 use super::experts::Experts;
 use super::family::HeadNormKind;
+use super::linear_attention::{CONVOLUTION, DECAY, DECAY_BIAS, HEAD_NORM};
 use crate::files::adapter::{trained_rows_name, trained_whole_name};
 use crate::job::{JobSpec, Quantization, TrainedRows, TrainedTokens};
-use crate::memory::{PROJECTIONS, Shape};
+use crate::memory::{LinearAttention, PROJECTIONS, Shape};
 
 /// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
 pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
@@ -25,10 +26,9 @@ pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         for norm in config.norms.names() {
             tensors.push((format!("{prefix}{norm}.weight"), vec![config.hidden_size]));
         }
-        for (norm, width) in ["q_norm", "k_norm"].iter().zip(config.head_norm_widths()) {
-            if width > 0 {
-                tensors.push((format!("{prefix}self_attn.{norm}.weight"), vec![width]));
-            }
+        match config.linear_attention_of(layer) {
+            Some(sizes) => tensors.extend(linear_attention_tensors(sizes, &prefix)),
+            None => tensors.extend(attention_vectors(config, &prefix)),
         }
         for linear in linears(config, layer) {
             let name = format!("{prefix}{}", linear.path);
@@ -37,14 +37,40 @@ pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
                 tensors.push((format!("{name}.bias"), vec![linear.out]));
             }
         }
-        if config.sinks {
-            tensors.push((format!("{prefix}{SINKS}"), vec![config.heads]));
-        }
         if let Some(experts) = config.experts_of(layer) {
             tensors.extend(expert_tensors(config.hidden_size, experts, &prefix));
         }
     }
     tensors
+}
+
+/// Names and shapes of what a layer's attention has beside its linears.
+fn attention_vectors(config: &ModelConfig, prefix: &str) -> Vec<(String, Vec<usize>)> {
+    let norms = ["q_norm", "k_norm"].iter().zip(config.head_norm_widths());
+    let norms = norms.filter(|(_, width)| *width > 0);
+    let norms =
+        norms.map(|(norm, width)| (format!("{prefix}self_attn.{norm}.weight"), vec![width]));
+    let sinks = config
+        .sinks
+        .then(|| (format!("{prefix}{SINKS}"), vec![config.heads]));
+    norms.chain(sinks).collect()
+}
+
+/// Names and shapes of what a layer's linear attention has beside its linears.
+fn linear_attention_tensors(
+    sizes: &LinearAttention,
+    prefix: &str,
+) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let tensors = [
+        (CONVOLUTION, vec![sizes.convolved(), 1, sizes.kernel]),
+        (HEAD_NORM, vec![sizes.value_dim]),
+        (DECAY, vec![sizes.value_heads]),
+        (DECAY_BIAS, vec![sizes.value_heads]),
+    ];
+    let prefix = prefix.to_owned();
+    tensors
+        .into_iter()
+        .map(move |(name, shape)| (format!("{prefix}{name}"), shape))
 }
 
 /// Names and shapes of the weights of a layer's router and experts.
@@ -80,7 +106,7 @@ pub const SINKS: &str = "self_attn.sinks";
 /// Whether a tensor is a norm or a bias, as Transformers' trainer tells them, by their names: what decays is none.
 pub fn is_norm_or_bias(name: &str, dimensions: usize) -> bool {
     match dimensions {
-        0 | 1 => !name.ends_with(SINKS),
+        0 | 1 => !name.ends_with(SINKS) && !name.ends_with(DECAY),
         _ => name.ends_with(FUSED_BIAS),
     }
 }
@@ -138,10 +164,26 @@ impl LinearShape {
 
 /// The linears of a decoder layer, in the order of their slots. Of its experts only one that every token goes through has some.
 pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
-    let query = match config.fused.qkv {
-        true => "self_attn.qkv_proj",
-        false => "self_attn.q_proj",
+    let reading = match (config.linear_attention_of(layer), config.fused.qkv) {
+        (Some(_), _) => [
+            "linear_attn.in_proj_qkv",
+            "linear_attn.in_proj_z",
+            "linear_attn.in_proj_b",
+            "linear_attn.in_proj_a",
+        ],
+        (None, true) => ["self_attn.qkv_proj", "", "", ""],
+        (None, false) => [
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "",
+        ],
     };
+    let output = match config.linear_attention_of(layer) {
+        Some(_) => "linear_attn.out_proj",
+        None => "self_attn.o_proj",
+    };
+    let [query, key, value, fourth] = reading;
     let [gate, up, down] = match (config.experts_of(layer), config.fused.gate_up) {
         (Some(_), _) => [
             "mlp.shared_expert.gate_proj",
@@ -153,9 +195,10 @@ pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
     };
     let paths = [
         query,
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.o_proj",
+        key,
+        value,
+        fourth,
+        output,
         gate,
         up,
         down,
@@ -174,8 +217,8 @@ pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
     linears.filter(|linear| linear.out > 0).collect()
 }
 
-/// The linears of a decoder layer by what they read: queries, keys and values; attention output; gate and up; down; what a shared
-/// expert is weighted by.
+/// The linears of a decoder layer by what they read: queries, keys, values and what else is projected beside them; attention output;
+/// gate and up; down; what a shared expert is weighted by.
 pub fn projections(config: &ModelConfig, layer: usize) -> [Vec<LinearShape>; PROJECTIONS.len()] {
     let linears = linears(config, layer);
     PROJECTIONS.map(|slots| {
@@ -219,7 +262,15 @@ impl ModelConfig {
                 false => 0,
             },
             experts: self.experts.as_ref().map(|experts| experts.sizes.clone()),
+            output_gate: self.output_gate,
+            linear_attention: self.linear_attention.clone(),
         }
+    }
+
+    /// The sizes of a layer's linear attention, if it has that in place of attention.
+    pub fn linear_attention_of(&self, layer: usize) -> Option<&LinearAttention> {
+        let sizes = self.linear_attention.as_ref()?;
+        sizes.layers.get(layer)?.then_some(sizes)
     }
 
     /// The experts of a layer, if it has some.
@@ -251,7 +302,7 @@ mod tests {
     use crate::memory::Work;
     use crate::model::{adapted_by_layer, adapted_modules, module_tensors, tensors_beside};
 
-    const CLASSES: [&str; 11] = [
+    const CLASSES: [&str; 12] = [
         "Qwen2ForCausalLM",
         "Gemma3ForCausalLM",
         "Olmo2ForCausalLM",
@@ -263,6 +314,7 @@ mod tests {
         "MixtralForCausalLM",
         "OlmoeForCausalLM",
         "GptOssForCausalLM",
+        "Qwen3_5ForCausalLM",
     ];
 
     fn config(class: &str) -> ModelConfig {
@@ -274,7 +326,7 @@ mod tests {
             "architectures": [class], "vocab_size": 100, "hidden_size": hidden_size, "intermediate_size": 96,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
             "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-            "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]
+            "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "full_attention_interval": 2
         });
         ModelConfig::parse(&json, Path::new("config.json")).unwrap()
     }
@@ -289,9 +341,9 @@ mod tests {
         };
         let phi = [
             ("self_attn.qkv_proj", 0, 64),
-            ("self_attn.o_proj", 3, 64),
-            ("mlp.gate_up_proj", 4, 192),
-            ("mlp.down_proj", 6, 64),
+            ("self_attn.o_proj", 4, 64),
+            ("mlp.gate_up_proj", 5, 192),
+            ("mlp.down_proj", 7, 64),
         ];
         assert_eq!(shapes("Phi3ForCausalLM"), phi);
         let parts = projections(&config("Glm4ForCausalLM"), 0);

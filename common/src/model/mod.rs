@@ -8,6 +8,7 @@ mod experts;
 mod family;
 mod fields;
 mod geometry;
+mod linear_attention;
 mod rope;
 mod trained;
 
@@ -23,6 +24,7 @@ pub use geometry::{
     EMBEDDING, FINAL_NORM, FUSED_BIAS, HEAD, LinearShape, SINKS, base_tensors, is_norm_or_bias,
     linears, projections, token_tensor, token_tensors,
 };
+pub use linear_attention::{CONVOLUTION, DECAY, DECAY_BIAS, HEAD_NORM};
 pub use rope::{LongTexts, Rope, RopeScaling, RotaryPairs};
 pub use trained::{
     check_unfrozen, frozen_tensors, trained_matrices, unfrozen_sizes, unfrozen_tensors,

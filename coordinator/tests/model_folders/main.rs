@@ -217,6 +217,7 @@ fn an_unknown_family_is_named_with_those_that_are_known() {
         "Qwen3ForCausalLM",
         "OlmoeForCausalLM",
         "GptOssForCausalLM",
+        "Qwen3_5ForCausalLM",
     ];
     refused(other, &known);
 }

@@ -27,7 +27,10 @@ pub fn config(architecture: &str) -> Value {
         "attention_bias": false, "initializer_range": 0.2,
         // Read by families with experts, of which some leave the second layer dense.
         "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 40, "norm_topk_prob": true, "mlp_only_layers": [1]
+        "shared_expert_intermediate_size": 40, "norm_topk_prob": true, "mlp_only_layers": [1],
+        // Of linear attention, which the first layer has where a family has it.
+        "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 12
     })
 }
 

@@ -252,6 +252,21 @@ CASES = {
         ),
         dict(target_modules="all-linear"),
     ),
+    # Values have other heads than keys, of another size, and two share a key.
+    "qwen3.5": (
+        transformers.Qwen3_5TextConfig(
+            **COMMON | dict(num_hidden_layers=3),
+            head_dim=16,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=12,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25),
+            tie_word_embeddings=True,
+        ),
+        dict(target_modules="all-linear"),
+    ),
 }
 GEMMA3 = dict(
     head_dim=12,
@@ -421,6 +436,8 @@ def prepare(name, model):
     In GLM half of a head is not rotated. There a key's bias adds the same to every score of a query, so that its
     gradient is rounding alone; Adam would make it as large as any other. Small queries make it small against Adam's
     epsilon.
+
+    In Qwen3.5 what is convolved would be so small that the norm behind the delta rule would mostly add its epsilon.
     """
     if name in ("glm", "glm4"):
         config = model.config
@@ -428,3 +445,7 @@ def prepare(name, model):
             for parameter in layer.self_attn.q_proj.parameters():
                 heads = parameter.unflatten(0, (config.num_attention_heads, config.head_dim))
                 heads[:, config.head_dim // 2 :] *= 0.005
+    if name == "qwen3.5":
+        for layer in model.model.layers:
+            if hasattr(layer, "linear_attn"):
+                layer.linear_attn.conv1d.weight *= 4

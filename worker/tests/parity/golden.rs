@@ -38,6 +38,7 @@ const CASES: [&str; 23] = [
     "olmoe",
     "qwen2-moe",
     "gpt-oss",
+    "qwen3.5",
 ];
 pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;

@@ -220,6 +220,19 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
             "original_max_position_embeddings": 64
         });
     });
+    check_adapter(&python, ["in_proj_qkv", "out_proj"], |config| {
+        of("Qwen3_5ForCausalLM", "qwen3_5_text")(config);
+        config["layer_types"] = Value::Null;
+        config["full_attention_interval"] = 2.into();
+        for (key, value) in [
+            ("linear_num_key_heads", 2),
+            ("linear_num_value_heads", 4),
+            ("linear_key_head_dim", 8),
+            ("linear_value_head_dim", 12),
+        ] {
+            config[key] = value.into();
+        }
+    });
     check_adapter(&python, ["qkv_proj", "gate_up_proj"], |config| {
         of("Phi3ForCausalLM", "phi3")(config);
         config["partial_rotary_factor"] = 0.75.into();

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::{Architecture, CONFIG};
 use crate::files::FileError;
 
 // The largest sizes that are believed: the product of a matrix's sides, the layers and the bytes of a number stays far
@@ -18,6 +19,10 @@ const MAX_VOCABULARY: u64 = 0x00ff_ffff;
 const MAX_LAYERS: u64 = 4096;
 const MAX_POSITIONS: u64 = 1 << 40;
 const MAX_EXPERTS: u64 = 4096;
+/// Largest side of the state of a head of linear attention.
+const MAX_HEAD_STATE: u64 = 4096;
+/// Most tokens that a convolution reads.
+const MAX_KERNEL: u64 = 64;
 /// Experts of all layers, each of which has tensors of its own.
 const MAX_EXPERTS_IN_ALL: u64 = 1 << 17;
 
@@ -69,6 +74,12 @@ impl Values<'_> {
             ("moe_intermediate_size", MAX_WIDTH),
             ("shared_expert_intermediate_size", MAX_WIDTH),
             ("decoder_sparse_step", MAX_LAYERS),
+            ("full_attention_interval", MAX_LAYERS),
+            ("linear_num_key_heads", MAX_HEADS),
+            ("linear_num_value_heads", MAX_HEADS),
+            ("linear_key_head_dim", MAX_HEAD_STATE),
+            ("linear_value_head_dim", MAX_HEAD_STATE),
+            ("linear_conv_kernel_dim", MAX_KERNEL),
         ] {
             let value = &self.config[key];
             let is_size = value
@@ -101,6 +112,7 @@ impl Values<'_> {
             "use_sliding_window",
             "norm_topk_prob",
             "output_router_logits",
+            "attn_output_gate",
         ] {
             let value = &self.config[key];
             if !value.is_null() && !value.is_boolean() {
@@ -330,16 +342,17 @@ impl Values<'_> {
         let Some(types) = types.as_array() else {
             return self.refuse("layer_types", types, "a list");
         };
-        let known = ["full_attention", "sliding_attention"];
+        let architecture = Architecture::of_config(Path::new(CONFIG), self.config);
+        let known = match architecture {
+            Ok(Architecture::Qwen35) => ["full_attention", "linear_attention"],
+            _ => ["full_attention", "sliding_attention"],
+        };
         let other = types
             .iter()
             .find(|kind| !known.iter().any(|known| *kind == known));
         if let Some(other) = other {
-            self.refuse(
-                "layer_types",
-                other,
-                "a list of full_attention and sliding_attention",
-            );
+            let expected = format!("a list of {}", known.join(" and "));
+            self.refuse("layer_types", other, &expected);
         }
         if let Some(layers) = self.config["num_hidden_layers"].as_u64()
             && types.len() as u64 != layers

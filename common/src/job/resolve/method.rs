@@ -28,6 +28,11 @@ const DECODER_LINEARS: &[&str] = &[
     "down_proj",
     "qkv_proj",
     "gate_up_proj",
+    "in_proj_qkv",
+    "in_proj_z",
+    "in_proj_b",
+    "in_proj_a",
+    "out_proj",
 ];
 
 /// `output_dir` and whether the run begins anew there tell which commit of a starting adapter is meant.

@@ -166,6 +166,8 @@ pub(super) const GROUPS: &[Group] = &[
                 "mixtral",
                 "olmoe",
                 "gpt_oss",
+                "qwen3_5_text",
+                "qwen3_5",
             ],
             "causal language models are trained, and config.json of base_model says of which kind it is; remove it",
         ),

@@ -1,17 +1,18 @@
 //! From a job and its weights to a model on the processor. In: the base model's tensors, and the trainable ones. Out: the
 //! model, whose trainable weights are views of the parameters.
 
+mod mixer;
+
 use common::files::adapter::{Factor, tensor_name};
 use common::job::{BaseDtype, Quantization, TrainedRows};
 use common::model::{
-    self, EMBEDDING, FINAL_NORM, FUSED_BIAS, FusedExperts, HEAD, HeadNormKind, LinearShape,
-    ModelConfig, SINKS, projections, token_tensor,
+    self, EMBEDDING, FINAL_NORM, FUSED_BIAS, FusedExperts, HEAD, LinearShape, ModelConfig,
+    projections, token_tensor,
 };
 
 use half::bf16;
 
 use super::causal_lm::CausalLm;
-use super::layers::attention::AttentionBlock;
 use super::layers::decoder::DecoderLayer;
 use super::layers::expert::{Expert, ExpertLinear, Gating};
 use super::layers::experts::Experts;
@@ -28,7 +29,6 @@ use crate::engine::ops::clamped_swiglu::ClampedSwiglu;
 use crate::engine::ops::lora_linear::Lora;
 use crate::engine::ops::projection::{Linear, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
-use crate::engine::ops::rope::{HeadLayout, HeadNorms};
 use crate::engine::ops::routing::Routing;
 use crate::engine::ops::token_matrix::{TokenMatrix, TokenRows};
 use crate::engine::ops::transposed_linear::TransposedLinear;
@@ -99,59 +99,34 @@ impl Parts<'_> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
         let [qkv, output, gate_up, down, shared] = projections(config, layer);
-        let [query_width, key_width] = config.head_norm_widths();
-        let head_norm = |name: &str, width: usize| {
-            self.weight(&format!("{prefix}self_attn.{name}.weight"), &[width])
-        };
-        let head_norms = match config.head_norms {
-            HeadNormKind::None => None,
-            HeadNormKind::EachHead | HeadNormKind::AllHeads => Some(HeadNorms {
-                query: head_norm("q_norm", query_width)?,
-                key: head_norm("k_norm", key_width)?,
-                epsilon: config.rms_norm_epsilon as f32,
-                offset: config.norm_offset,
-            }),
-        };
-        let layer_norm = |name: Option<&str>| {
-            name.map(|name| self.norm(&format!("{prefix}{name}.weight")))
-                .transpose()
-        };
-        let residual = |name| -> Result<Residual, EngineError> {
-            Ok(Residual {
-                norm: layer_norm(name)?,
-                scale: config.scales.residual as f32,
-            })
-        };
         Ok(DecoderLayer {
-            attention: AttentionBlock {
-                norm: layer_norm(config.norms.attention_input)?,
-                qkv: self.projection(&prefix, &qkv)?,
-                output: self.projection(&prefix, &output)?,
-                residual: residual(config.norms.attention_output)?,
-                layout: HeadLayout::of(config),
-                head_norms,
-                kind: config.layer_kinds[layer],
-                scale: config.scales.attention as f32,
-                cap: config.caps.attention.map(|cap| cap as f32),
-                sinks: match config.sinks {
-                    true => Some(self.weight(&format!("{prefix}{SINKS}"), &[config.heads])?),
-                    false => None,
-                },
-            },
+            mixer: self.mixer(layer, &prefix, [&qkv, &output])?,
             mlp: match config.experts_of(layer) {
                 None => FeedForward::Dense(Mlp {
-                    norm: layer_norm(config.norms.mlp_input)?,
+                    norm: self.layer_norm(&prefix, config.norms.mlp_input)?,
                     gate_up: self.projection(&prefix, &gate_up)?,
                     down: self.projection(&prefix, &down)?,
-                    residual: residual(config.norms.mlp_output)?,
+                    residual: self.residual(&prefix, config.norms.mlp_output)?,
                     activation: config.activation,
                 }),
                 Some(experts) => {
-                    let norm = layer_norm(config.norms.mlp_input)?;
+                    let norm = self.layer_norm(&prefix, config.norms.mlp_input)?;
                     let shared = [gate_up, down, shared];
                     FeedForward::Experts(self.experts(&prefix, experts, norm, &shared)?)
                 }
             },
+        })
+    }
+
+    fn layer_norm(&self, prefix: &str, name: Option<&str>) -> Result<Option<RmsNorm>, EngineError> {
+        name.map(|name| self.norm(&format!("{prefix}{name}.weight")))
+            .transpose()
+    }
+
+    fn residual(&self, prefix: &str, norm: Option<&str>) -> Result<Residual, EngineError> {
+        Ok(Residual {
+            norm: self.layer_norm(prefix, norm)?,
+            scale: self.config.scales.residual as f32,
         })
     }
 

@@ -10,6 +10,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::layers::decoder::{self, DecoderLayer, Keep};
+use super::layers::token_mixer::LayerState;
 use super::layers::{BatchRopes, Pass, RopeTables};
 use crate::engine::EngineError;
 use crate::engine::abandon::Abandon;
@@ -44,12 +45,11 @@ pub struct CausalLm {
     abandon: Abandon,
 }
 
-/// A text, with the keys and values that every layer has of it.
+/// A text, with what every layer knows of it.
 #[derive(Default)]
 pub struct Text {
     tokens: Vec<u32>,
-    /// Of each layer, `[tokens][2 * key_value_heads * head_dim]`.
-    keys_values: Vec<Vec<f32>>,
+    layers: Vec<LayerState<f32>>,
 }
 
 /// How long the parts of a training pass took.
@@ -232,18 +232,19 @@ impl CausalLm {
         };
         let batch = Batch::continuing(&all, known, self.config.vocab_size)?;
         text.tokens = all;
-        text.keys_values.resize_with(self.layers.len(), Vec::new);
+        text.layers
+            .resize_with(self.layers.len(), LayerState::default);
         let (ropes, segments) = (self.ropes(&batch), self.segments(&batch));
         let pass = Pass {
             abandon: None,
             ..self.pass(&batch, (&ropes, &segments), None)
         };
         let mut x = self.embed(&batch);
-        for (layer, keys_values) in self.layers.iter().zip(&mut text.keys_values) {
+        for (layer, state) in self.layers.iter().zip(&mut text.layers) {
             if known == 0 {
-                keys_values.clear();
+                *state = LayerState::default();
             }
-            x = layer.forward_last(&x, keys_values, pass);
+            x = layer.forward_last(&x, state, pass);
         }
         let last = &x[x.len() - self.config.hidden_size..];
         Ok(self.logits_of::<f32>(last))
@@ -380,6 +381,7 @@ mod tests {
             "Qwen2MoeForCausalLM",
             "OlmoeForCausalLM",
             "GptOssForCausalLM",
+            "Qwen3_5ForCausalLM",
         ] {
             let dir = tempfile::tempdir().unwrap();
             write_model(dir.path(), &config(architecture), 7);
@@ -410,6 +412,7 @@ mod tests {
             "Qwen2MoeForCausalLM",
             "MixtralForCausalLM",
             "GptOssForCausalLM",
+            "Qwen3_5ForCausalLM",
         ] {
             let mut json = config(architecture);
             json["sliding_window"] = 7.into();

@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::{Dtype, NotBfloat16};
 use common::job::{BaseDtype, Quantization, TrainedRows};
-use common::model::{EMBEDDING, FUSED_BIAS, HEAD, ModelConfig, is_norm_or_bias};
+use common::model::{
+    DECAY, DECAY_BIAS, EMBEDDING, FUSED_BIAS, HEAD, HEAD_NORM, ModelConfig, is_norm_or_bias,
+};
 use common::nf4::{Nf4, NotQuantised};
 use common::rng::CounterRng;
 use half::bf16;
@@ -334,7 +336,12 @@ impl WeightSource {
         let is_bias = name.ends_with(".bias") || name.ends_with(FUSED_BIAS);
         match is_norm_or_bias(name, shape.len()) {
             true if is_bias => out.fill(E::zeroed()),
+            // These multiply by their weight in every family, and Transformers starts the other with the same value.
+            true if name.ends_with(HEAD_NORM) || name.ends_with(DECAY_BIAS) => {
+                out.fill(E::round_from(1.0));
+            }
             true => out.fill(E::round_from(*norm)),
+            false if name.ends_with(DECAY) => draw_decay(name, *seed, first, out),
             false => draw_normal(name, (*seed, *standard_deviation), first, out),
         }
     }
@@ -351,6 +358,18 @@ fn draw_normal<E: Element>(name: &str, (seed, deviation): (u64, f64), first: usi
                 *value = E::round_from((rng.normal() * deviation) as f32);
             }
         });
+}
+
+/// Logarithms of how fast heads forget, which is drawn uniformly from 0.01 to 16, as Transformers does.
+fn draw_decay<E: Element>(name: &str, seed: u64, first: usize, out: &mut [E]) {
+    const STEPS: u64 = 1 << 24;
+    let mut rng = CounterRng::new(seed, &[STREAM_WEIGHTS, name_key(name)]);
+    let all: Vec<f64> = (0..first + out.len())
+        .map(|_| rng.below(STEPS) as f64 / STEPS as f64)
+        .collect();
+    for (value, drawn) in out.iter_mut().zip(&all[first..]) {
+        *value = E::round_from((0.01 + (16.0 - 0.01) * drawn).ln() as f32);
+    }
 }
 
 /// Turns a tensor's name into a word of a random stream's key.

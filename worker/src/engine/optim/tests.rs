@@ -164,9 +164,9 @@ fn each_tensor_has_the_rate_and_the_decay_of_its_owner_s_group() {
     }
 }
 
-/// As Transformers 5.24's `Trainer.get_decay_parameter_names` has it of GPT-OSS.
+/// As Transformers 5.24's `Trainer.get_decay_parameter_names` has it of GPT-OSS and of Qwen3.5.
 #[test]
-fn sinks_decay_and_biases_of_fused_experts_do_not() {
+fn what_decays_is_told_by_names_where_dimensions_do_not_tell_it() {
     let optimizer = Optimizer::from_job(&JobSpec {
         weight_decay: 0.1,
         ..job(Method::Full)
@@ -177,6 +177,10 @@ fn sinks_decay_and_biases_of_fused_experts_do_not() {
         ("mlp.experts.gate_up_proj", vec![4, 8, 12], true),
         ("mlp.experts.gate_up_proj_bias", vec![4, 12], false),
         ("mlp.experts.down_proj_bias", vec![4, 8], false),
+        ("linear_attn.conv1d.weight", vec![12, 1, 4], true),
+        ("linear_attn.A_log", vec![4], true),
+        ("linear_attn.dt_bias", vec![4], false),
+        ("linear_attn.norm.weight", vec![8], false),
     ] {
         let rule = optimizer.of_tensor(&TensorLayout {
             name: format!("model.layers.0.{name}"),

@@ -258,10 +258,15 @@ fn adapter_not_on_gpus(lora: &LoraSpec) -> Option<&'static str> {
 
 /// What of a decoder the kernels do not do, if anything.
 fn not_on_gpus(config: &ModelConfig) -> Option<&'static str> {
-    if config.experts.is_some() {
-        return Some("a mixture of experts");
-    }
-    config.sinks.then_some("attention sinks")
+    let checks = [
+        (config.linear_attention.is_some(), "linear attention"),
+        (config.output_gate, "gates of what attention gives"),
+        (config.experts.is_some(), "a mixture of experts"),
+        (config.sinks, "attention sinks"),
+    ];
+    checks
+        .into_iter()
+        .find_map(|(is_there, feature)| is_there.then_some(feature))
 }
 
 #[cfg(test)]

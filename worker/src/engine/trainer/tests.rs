@@ -16,7 +16,7 @@ mod eight_bits;
 mod four_bits;
 mod unfrozen;
 
-const FAMILIES: [&str; 18] = [
+const FAMILIES: [&str; 19] = [
     "LlamaForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
@@ -35,6 +35,7 @@ const FAMILIES: [&str; 18] = [
     "MixtralForCausalLM",
     "OlmoeForCausalLM",
     "GptOssForCausalLM",
+    "Qwen3_5ForCausalLM",
 ];
 
 fn model(architecture: &str) -> tempfile::TempDir {
@@ -87,6 +88,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         "Qwen3ForCausalLM",
         "Qwen2MoeForCausalLM",
         "GptOssForCausalLM",
+        "Qwen3_5ForCausalLM",
     ] {
         let dir = model(architecture);
         for method in methods(architecture) {
@@ -149,6 +151,7 @@ fn checkpointing_does_not_change_a_bit() {
         "Qwen3ForCausalLM",
         "Qwen2MoeForCausalLM",
         "GptOssForCausalLM",
+        "Qwen3_5ForCausalLM",
     ] {
         let dir = model(architecture);
         for method in methods(architecture) {
@@ -298,23 +301,28 @@ fn an_invalid_gradient_skips_the_update_but_not_the_step() {
 
 #[test]
 fn a_bfloat16_base_trains_close_to_the_float32_one() {
-    let dir = model("Qwen3ForCausalLM");
-    let run = |base_dtype, threads| {
-        let job = JobSpec {
-            base_dtype,
-            ..job(lora(TargetModules::AllLinear, 0.0))
+    for architecture in ["Qwen3ForCausalLM", "Qwen3_5ForCausalLM"] {
+        let dir = model(architecture);
+        let run = |base_dtype, threads| {
+            let job = JobSpec {
+                base_dtype,
+                ..job(lora(TargetModules::AllLinear, 0.0))
+            };
+            let mut trainer = load(dir.path(), job, threads);
+            (0..3)
+                .map(|_| step(&mut trainer, &blocks(), 1e-2))
+                .collect::<Vec<f64>>()
         };
-        let mut trainer = load(dir.path(), job, threads);
-        (0..3)
-            .map(|_| step(&mut trainer, &blocks(), 1e-2))
-            .collect::<Vec<f64>>()
-    };
-    let (narrow, wide) = (run(BaseDtype::Bfloat16, 1), run(BaseDtype::Float32, 1));
-    for (narrow, wide) in narrow.iter().zip(&wide) {
-        assert!((narrow - wide).abs() < 0.02 * wide, "{narrow} {wide}");
+        let (narrow, wide) = (run(BaseDtype::Bfloat16, 1), run(BaseDtype::Float32, 1));
+        for (narrow, wide) in narrow.iter().zip(&wide) {
+            assert!(
+                (narrow - wide).abs() < 0.02 * wide,
+                "{architecture}: {narrow} {wide}"
+            );
+        }
+        assert_ne!(narrow, wide);
+        assert_eq!(run(BaseDtype::Bfloat16, 3), narrow);
     }
-    assert_ne!(narrow, wide);
-    assert_eq!(run(BaseDtype::Bfloat16, 3), narrow);
 }
 
 #[test]

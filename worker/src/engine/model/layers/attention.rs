@@ -1,4 +1,5 @@
-//! The attention half of a decoder layer: `x + output(attention(rope(qkv(norm(x)))))`.
+//! The attention half of a decoder layer: `x + output(attention(rope(qkv(norm(x)))))`, where some models have a gate in front of the
+//! output.
 
 use common::model::LayerKind;
 
@@ -7,6 +8,7 @@ use super::{Pass, norm_backward, norm_forward};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::attention::{Attention, Saved};
 use crate::engine::ops::element::Element;
+use crate::engine::ops::output_gate;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope};
@@ -16,8 +18,10 @@ use crate::engine::params::Weight;
 pub struct AttentionBlock {
     /// Of what it reads; none where that is the residual itself.
     pub norm: Option<RmsNorm>,
-    /// The projections of queries, keys and values, side by side.
+    /// The projections of queries, keys and values, side by side; of gates behind the query of each head, where there are some.
     pub qkv: Projection,
+    /// Whether what attention gives goes through gates.
+    pub gated: bool,
     pub output: Projection,
     pub residual: Residual,
     pub layout: HeadLayout,
@@ -36,6 +40,8 @@ pub struct AttentionActivations<E> {
     /// Queries, keys and values as projected, without positions, `[tokens][layout.width()]`.
     qkv: Buffer<E>,
     qkv_low_rank: LowRank<E>,
+    /// As projected, `[tokens][heads * head_dim]`.
+    gates: Option<Buffer<E>>,
     log_sums: Buffer<f32>,
     /// Output of the attention, before the output layer, `[tokens][heads * head_dim]`.
     context: Buffer<E>,
@@ -48,15 +54,23 @@ impl<E: Element> AttentionActivations<E> {
         let Self {
             qkv,
             qkv_low_rank: _,
+            gates,
             log_sums,
             context,
             output_low_rank: _,
         } = self;
-        size_of_val(&qkv[..]) + size_of_val(&log_sums[..]) + size_of_val(&context[..])
+        let gates = gates.as_ref().map_or(0, |gates| size_of_val(&gates[..]));
+        size_of_val(&qkv[..]) + gates + size_of_val(&log_sums[..]) + size_of_val(&context[..])
     }
 }
 
 impl AttentionBlock {
+    /// Bytes that are kept for each token; the few of adapters are not counted.
+    pub fn kept_bytes(&self, element: usize) -> usize {
+        let context = self.layout.heads * self.layout.head_dim;
+        self.layout.heads * size_of::<f32>() + (self.qkv.out() + context) * element
+    }
+
     /// Runs forward: `x` is `[tokens][hidden]`, and so is the result.
     pub fn forward<E: Element>(
         &self,
@@ -64,11 +78,7 @@ impl AttentionBlock {
         pass: Pass,
     ) -> (Buffer<f32>, AttentionActivations<E>) {
         let (tokens, pool) = (pass.tokens(), pass.pool);
-        let mut qkv = pool.take(tokens * self.layout.width());
-        let qkv_low_rank = {
-            let normed = self.normed::<E>(x, pass);
-            self.qkv.forward(&normed, &mut qkv, pass.context())
-        };
+        let (qkv, gates, qkv_low_rank) = self.project(x, pass);
         let mut log_sums = pool.take(tokens * self.layout.heads);
         let mut context = pool.take(tokens * self.layout.heads * self.layout.head_dim);
         {
@@ -82,17 +92,42 @@ impl AttentionBlock {
             );
         }
         let mut y = pool.take(x.len());
-        let output_low_rank = self
-            .residual
-            .forward(&self.output, (x, &context[..]), &mut y, pass);
+        let output_low_rank = {
+            let opened = open(&context, &gates, pass);
+            let h = opened.as_ref().unwrap_or(&context);
+            self.residual
+                .forward(&self.output, (x, &h[..]), &mut y, pass)
+        };
         let activations = AttentionActivations {
             qkv,
             qkv_low_rank,
+            gates,
             log_sums,
             context,
             output_low_rank,
         };
         (y, activations)
+    }
+
+    /// Queries, keys and values as projected, `[tokens][layout.width()]`, and gates, `[tokens][heads * head_dim]`.
+    fn project<E: Element>(
+        &self,
+        x: &[f32],
+        pass: Pass,
+    ) -> (Buffer<E>, Option<Buffer<E>>, LowRank<E>) {
+        let (tokens, pool) = (pass.tokens(), pass.pool);
+        let mut projected = pool.take(tokens * self.qkv.out());
+        let low_rank = {
+            let normed = self.normed::<E>(x, pass);
+            self.qkv.forward(&normed, &mut projected, pass.context())
+        };
+        if !self.gated {
+            return (projected, None, low_rank);
+        }
+        let mut qkv = pool.take(tokens * self.layout.width());
+        let mut gates = pool.take(tokens * output_gate::gates_width(self.layout));
+        output_gate::split(&projected, self.layout, (&mut qkv, &mut gates));
+        (qkv, Some(gates), low_rank)
     }
 
     /// Runs forward over the last tokens of a text. `keys_values` has the keys and values of those before them,
@@ -108,9 +143,7 @@ impl AttentionBlock {
             self.layout.width(),
             self.layout.heads * self.layout.head_dim,
         );
-        let mut qkv = pool.take::<E>(tokens * width);
-        self.qkv
-            .forward(&self.normed::<E>(x, pass), &mut qkv, pass.context());
+        let (qkv, gates, _) = self.project::<E>(x, pass);
         let mut rotated = pool.take::<E>(qkv.len());
         self.rope(pass).forward(&qkv, &mut rotated);
         for row in rotated.chunks_exact(width) {
@@ -126,8 +159,10 @@ impl AttentionBlock {
             &mut log_sums,
         );
         let mut y = pool.take(x.len());
+        let opened = open(&context, &gates, pass);
+        let h = opened.as_ref().unwrap_or(&context);
         self.residual
-            .forward(&self.output, (x, &context[..]), &mut y, pass);
+            .forward(&self.output, (x, &h[..]), &mut y, pass);
         y
     }
 
@@ -168,10 +203,13 @@ impl AttentionBlock {
         let pool = pass.pool;
         let mut d_context = pool.take(activations.context.len());
         {
+            let opened = || open(&activations.context, &activations.gates, pass);
             let context = || {
-                let mut copy = pool.take::<E>(activations.context.len());
-                copy.copy_from_slice(&activations.context);
-                copy
+                opened().unwrap_or_else(|| {
+                    let mut copy = pool.take::<E>(activations.context.len());
+                    copy.copy_from_slice(&activations.context);
+                    copy
+                })
             };
             let dy = self
                 .residual
@@ -181,10 +219,16 @@ impl AttentionBlock {
                 .backward_input(&dy[..], &mut d_context, pass.context());
             if self.output.learns() {
                 let u = &activations.output_low_rank;
-                self.output
-                    .backward_weights(&activations.context, u, &dy, &du, pass.context());
+                let opened = opened();
+                let h = opened.as_ref().unwrap_or(&activations.context);
+                self.output.backward_weights(h, u, &dy, &du, pass.context());
             }
         }
+        let d_gates = activations.gates.as_ref().map(|gates| {
+            let mut d_gates = pool.take::<E>(gates.len());
+            output_gate::backward(&activations.context, gates, &mut d_context, &mut d_gates);
+            d_gates
+        });
         let mut d_rotated = pool.take(activations.qkv.len());
         {
             let mut rotated = pool.take::<E>(activations.qkv.len());
@@ -207,7 +251,12 @@ impl AttentionBlock {
         let mut d_qkv = pool.take(activations.qkv.len());
         self.rope(pass)
             .backward(&activations.qkv[..], &d_rotated, &mut d_qkv);
-        d_qkv
+        let Some(d_gates) = d_gates else {
+            return d_qkv;
+        };
+        let mut d_projected = pool.take(pass.tokens() * self.qkv.out());
+        output_gate::join((&d_qkv, &d_gates), self.layout, &mut d_projected);
+        d_projected
     }
 
     fn normed<E: Element>(&self, x: &[f32], pass: Pass) -> Buffer<E> {
@@ -232,4 +281,12 @@ impl AttentionBlock {
             sinks,
         }
     }
+}
+
+/// What the output layer reads where there are gates.
+fn open<E: Element>(context: &[E], gates: &Option<Buffer<E>>, pass: Pass) -> Option<Buffer<E>> {
+    let gates = gates.as_ref()?;
+    let mut opened = pass.pool.take::<E>(context.len());
+    output_gate::forward(context, gates, &mut opened);
+    Some(opened)
 }

@@ -5,15 +5,14 @@
 //! without, because the second run repeats the first.
 
 use super::Pass;
-use super::attention::{AttentionActivations, AttentionBlock};
 use super::feed_forward::{FeedForward, FeedForwardActivations};
+use super::token_mixer::{LayerState, MixerActivations, TokenMixer};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
-use crate::engine::ops::rope::HeadLayout;
 
-/// A decoder layer: attention, then feed-forward.
+/// A decoder layer: attention or what stands in its place, then feed-forward.
 pub struct DecoderLayer {
-    pub attention: AttentionBlock,
+    pub mixer: TokenMixer,
     pub mlp: FeedForward,
 }
 
@@ -39,7 +38,7 @@ struct KeptLayer<E> {
 
 /// What a layer computes between its input and its output.
 struct LayerActivations<E> {
-    attention: AttentionActivations<E>,
+    mixer: MixerActivations<E>,
     /// The residual between the layer's two halves, `[tokens][hidden]`.
     post_attention_residual: Buffer<f32>,
     mlp: FeedForwardActivations<E>,
@@ -100,7 +99,7 @@ pub fn backward<E: Element>(
             return None;
         }
         let LayerActivations {
-            attention,
+            mixer,
             post_attention_residual,
             mlp,
         } = activations.unwrap_or_else(|| layer.forward_saving(&x, pass));
@@ -108,8 +107,7 @@ pub fn backward<E: Element>(
             .mlp
             .backward(&post_attention_residual, mlp, gradient, pass);
         let wanted = wanted || index > 0;
-        let attention_block = &layer.attention;
-        attention_block.backward(&x, attention, gradient, wanted, pass);
+        layer.mixer.backward(&x, mixer, gradient, wanted, pass);
     }
     Some(())
 }
@@ -120,11 +118,11 @@ impl<E: Element> Tape<E> {
     pub fn bytes(&self) -> usize {
         let activations = |activations: &LayerActivations<E>| {
             let LayerActivations {
-                attention,
+                mixer,
                 post_attention_residual,
                 mlp,
             } = activations;
-            attention.bytes() + size_of_val(&post_attention_residual[..]) + mlp.bytes()
+            mixer.bytes() + size_of_val(&post_attention_residual[..]) + mlp.bytes()
         };
         let layer = |layer: &KeptLayer<E>| {
             size_of_val(&layer.x[..]) + layer.activations.as_ref().map_or(0, activations)
@@ -136,32 +134,28 @@ impl<E: Element> Tape<E> {
 impl DecoderLayer {
     /// Bytes that a layer keeps for each token with [`Keep::Everything`]; the few of adapters are not counted.
     pub fn kept_bytes(&self, element: usize) -> usize {
-        let HeadLayout {
-            heads, head_dim, ..
-        } = self.attention.layout;
-        let hidden = self.attention.output.out();
-        let elements = self.attention.qkv.out() + heads * head_dim;
-        (2 * hidden + heads) * size_of::<f32>() + elements * element + self.mlp.kept_bytes(element)
+        let residuals = 2 * self.mixer.hidden() * size_of::<f32>();
+        residuals + self.mixer.kept_bytes(element) + self.mlp.kept_bytes(element)
     }
 
-    /// Runs forward over the last tokens of a text, see [`AttentionBlock::forward_last`].
+    /// Runs forward over the last tokens of a text, see [`TokenMixer::forward_last`].
     pub fn forward_last<E: Element>(
         &self,
         x: &[f32],
-        keys_values: &mut Vec<E>,
+        state: &mut LayerState<E>,
         pass: Pass,
     ) -> Buffer<f32> {
-        let between = self.attention.forward_last(x, keys_values, pass);
+        let between = self.mixer.forward_last(x, state, pass);
         let mlp = self.mlp.forward_saving::<E>(&between, pass);
         self.mlp.forward_output(&between, &mlp, pass)
     }
 
     fn forward_saving<E: Element>(&self, x: &[f32], pass: Pass) -> LayerActivations<E> {
-        let (post_attention_residual, attention) = self.attention.forward(x, pass);
+        let (post_attention_residual, mixer) = self.mixer.forward(x, pass);
         LayerActivations {
             mlp: self.mlp.forward_saving(&post_attention_residual, pass),
             post_attention_residual,
-            attention,
+            mixer,
         }
     }
 }

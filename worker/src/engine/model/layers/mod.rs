@@ -5,9 +5,11 @@ pub mod decoder;
 pub mod expert;
 pub mod experts;
 pub mod feed_forward;
+pub mod gated_delta_net;
 pub mod mlp;
 pub mod residual;
 pub mod shared_expert;
+pub mod token_mixer;
 
 use std::sync::Arc;
 

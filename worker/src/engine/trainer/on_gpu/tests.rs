@@ -95,12 +95,14 @@ fn a_base_of_4_bits_has_the_processor_s_numbers() {
 #[test]
 fn families_that_the_kernels_do_not_know_are_refused_by_name() {
     let Some(gpu) = gpu() else { return };
-    for (architecture, name) in [
-        ("Qwen2MoeForCausalLM", "Qwen2-MoE"),
-        ("Qwen3MoeForCausalLM", "Qwen3-MoE"),
-        ("MixtralForCausalLM", "Mixtral"),
-        ("OlmoeForCausalLM", "OLMoE"),
-        ("GptOssForCausalLM", "GPT-OSS"),
+    let experts = "a mixture of experts";
+    for (architecture, name, feature) in [
+        ("Qwen2MoeForCausalLM", "Qwen2-MoE", experts),
+        ("Qwen3MoeForCausalLM", "Qwen3-MoE", experts),
+        ("MixtralForCausalLM", "Mixtral", experts),
+        ("OlmoeForCausalLM", "OLMoE", experts),
+        ("GptOssForCausalLM", "GPT-OSS", experts),
+        ("Qwen3_5ForCausalLM", "Qwen3.5", "linear attention"),
     ] {
         let dir = model(architecture);
         let loaded = Trainer::load(TrainerOptions {
@@ -111,7 +113,7 @@ fn families_that_the_kernels_do_not_know_are_refused_by_name() {
             device: gpu.clone(),
         });
         let message = loaded.err().unwrap().to_string();
-        let words = [name, "a mixture of experts", "--device cpu"];
+        let words = [name, feature, "--device cpu"];
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     }
 }

@@ -6,7 +6,8 @@ use common::files::model::{ModelFolder, ModelTensor, Scalars, WeightFiles};
 use common::files::tensors::Dtype;
 use common::job::{BaseDtype, InitWeights, JobSpec, Quantization, TargetModules};
 use common::model::{
-    EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert, is_router,
+    CONVOLUTION, EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert,
+    is_router,
 };
 use common::nf4::Nf4;
 
@@ -27,7 +28,8 @@ pub(super) fn widened_copy(from: &Path, how: Quantization) -> tempfile::TempDir 
         let is_of_tokens = name == EMBEDDING || name == HEAD;
         let stays = (is_of_tokens && !how.embeddings)
             || (is_of_expert(name) && !how.experts)
-            || is_router(name);
+            || is_router(name)
+            || name.ends_with(CONVOLUTION);
         if let [.., rows, columns] = shape[..]
             && !stays
             && !is_norm_or_bias(name, shape.len())

@@ -1,0 +1,103 @@
+//! The first half of a decoder layer, in which tokens see each other, of whichever kind that layer has: attention, or linear
+//! attention.
+
+use super::Pass;
+use super::attention::{AttentionActivations, AttentionBlock};
+use super::gated_delta_net::{DeltaActivations, DeltaState, GatedDeltaNet};
+use crate::engine::buffer::Buffer;
+use crate::engine::ops::element::Element;
+
+/// The first half of a decoder layer.
+pub enum TokenMixer {
+    Attention(Box<AttentionBlock>),
+    Linear(Box<GatedDeltaNet>),
+}
+
+/// What its backward pass needs beside the input.
+pub enum MixerActivations<E> {
+    Attention(AttentionActivations<E>),
+    Linear(DeltaActivations<E>),
+}
+
+/// What a layer knows of the tokens of a text.
+#[derive(Default)]
+pub struct LayerState<E> {
+    /// Of attention, `[tokens][2 * key_value_heads * head_dim]`.
+    keys_values: Vec<E>,
+    linear: DeltaState<E>,
+}
+
+#[cfg(test)]
+impl<E: Element> MixerActivations<E> {
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Attention(activations) => activations.bytes(),
+            Self::Linear(activations) => activations.bytes(),
+        }
+    }
+}
+
+impl TokenMixer {
+    /// Bytes that are kept for each token; the few of adapters are not counted.
+    pub fn kept_bytes(&self, element: usize) -> usize {
+        match self {
+            Self::Attention(attention) => attention.kept_bytes(element),
+            Self::Linear(linear) => linear.kept_bytes(element),
+        }
+    }
+
+    /// Width of the residual.
+    pub fn hidden(&self) -> usize {
+        match self {
+            Self::Attention(attention) => attention.output.out(),
+            Self::Linear(linear) => linear.output.out(),
+        }
+    }
+
+    /// Runs forward: `x` is `[tokens][hidden]`, and so is the result.
+    pub fn forward<E: Element>(&self, x: &[f32], pass: Pass) -> (Buffer<f32>, MixerActivations<E>) {
+        match self {
+            Self::Attention(attention) => {
+                let (y, activations) = attention.forward(x, pass);
+                (y, MixerActivations::Attention(activations))
+            }
+            Self::Linear(linear) => {
+                let (y, activations) = linear.forward(x, pass);
+                (y, MixerActivations::Linear(activations))
+            }
+        }
+    }
+
+    /// Runs forward over the last tokens of a text. `state` is what is known of those before them, and theirs is added.
+    pub fn forward_last<E: Element>(
+        &self,
+        x: &[f32],
+        state: &mut LayerState<E>,
+        pass: Pass,
+    ) -> Buffer<f32> {
+        match self {
+            Self::Attention(attention) => attention.forward_last(x, &mut state.keys_values, pass),
+            Self::Linear(linear) => linear.forward_last(x, &mut state.linear, pass),
+        }
+    }
+
+    /// Runs backward: turns `gradient`, that of the result, into that of `x` where that is `wanted`.
+    pub fn backward<E: Element>(
+        &self,
+        x: &[f32],
+        activations: MixerActivations<E>,
+        gradient: &mut [f32],
+        wanted: bool,
+        pass: Pass,
+    ) {
+        match (self, activations) {
+            (Self::Attention(attention), MixerActivations::Attention(activations)) => {
+                attention.backward(x, activations, gradient, wanted, pass);
+            }
+            (Self::Linear(linear), MixerActivations::Linear(activations)) => {
+                linear.backward(x, activations, gradient, wanted, pass);
+            }
+            _ => unreachable!("activations of another layer"),
+        }
+    }
+}
