@@ -10,6 +10,7 @@ mod mxfp4;
 mod new_tokens;
 mod numbers;
 mod renamed_tokens;
+mod text_part;
 mod tokenizer_model;
 mod weights;
 mod writer;
@@ -167,6 +168,8 @@ impl Architecture {
 pub struct ModelFolder {
     dir: PathBuf,
     config: Value,
+    /// Whether the model is the language model within one of texts and images.
+    is_text_part: bool,
     architecture: Architecture,
     /// Weight files, relative to `dir`. Empty for a model with random weights.
     weights: Vec<String>,
@@ -187,6 +190,9 @@ impl ModelFolder {
         }
         check_link(dir, CONFIG)?;
         let config: Value = read_json(&config_path, MAX_CONFIG_BYTES)?;
+        let text_config = text_part::text_config(&config);
+        let is_text_part = text_config.is_some();
+        let config = text_config.unwrap_or(config);
         let architecture = Architecture::of_config(&config_path, &config)?;
         refuse_quantised(&config_path, &config, architecture)?;
         check_numbers(&config_path, &config)?;
@@ -198,6 +204,7 @@ impl ModelFolder {
         let mut folder = Self {
             dir: dir.to_owned(),
             config,
+            is_text_part,
             architecture,
             weights: Vec::new(),
             sharded: false,
@@ -233,6 +240,12 @@ impl ModelFolder {
                 "{path}: attention_dropout {dropout} is not applied"
             ));
         }
+        if self.is_text_part {
+            notices.push(format!(
+                "{path}: of this model of texts and images the language model is trained, and it alone is in what is written, as {}",
+                self.architecture.class()
+            ));
+        }
         if is_mxfp4(&self.config) {
             notices.push(format!(
                 "{path}: the experts are stored in MXFP4: they are read as the bfloat16 numbers that it stands for, and what is written \
@@ -246,6 +259,7 @@ impl ModelFolder {
         &self.dir
     }
 
+    /// The configuration; of a language model within another its own.
     pub fn config_json(&self) -> &Value {
         &self.config
     }

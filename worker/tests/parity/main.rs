@@ -9,3 +9,4 @@ mod golden;
 mod live;
 mod mxfp4;
 mod support;
+mod text_part;

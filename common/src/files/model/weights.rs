@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use super::mxfp4::{self, Mxfp4, is_mxfp4};
-use super::{ModelFolder, extra, four_bits, is_four_bits};
+use super::{ModelFolder, extra, four_bits, is_four_bits, text_part};
 use crate::files::FileError;
 use crate::files::tensors::{TensorFile, TensorView};
 use crate::nf4::Nf4;
@@ -23,13 +23,22 @@ const MAX_NAMES: usize = 4;
 pub struct WeightFiles {
     dir: PathBuf,
     files: Vec<TensorFile>,
-    /// For each tensor, the index of its file in `files`.
-    places: HashMap<String, usize>,
+    /// For each tensor, where it is.
+    places: HashMap<String, Place>,
     /// Whether the embedding is stored as the output layer, which it is tied to.
     embedding_is_head: bool,
     are_four_bits: bool,
     are_mxfp4: bool,
     notices: Vec<String>,
+}
+
+/// Where a tensor is.
+#[derive(Debug)]
+struct Place {
+    /// The index of its file.
+    file: usize,
+    /// What it is called there.
+    stored: String,
 }
 
 impl WeightFiles {
@@ -47,8 +56,19 @@ impl WeightFiles {
         let mut places = HashMap::new();
         for (index, file) in files.iter().enumerate() {
             for name in file.names() {
-                if let Some(other) = places.insert(name.to_owned(), index) {
-                    let other = files[other].path().display();
+                let own = match folder.is_text_part {
+                    true => text_part::own_name(name),
+                    false => name.to_owned(),
+                };
+                let stored = name.to_owned();
+                if let Some(other) = places.insert(
+                    own,
+                    Place {
+                        file: index,
+                        stored,
+                    },
+                ) {
+                    let other = files[other.file].path().display();
                     let reason = format!(
                         "tensor {name} is also in {other}; one of them is of another model"
                     );
@@ -188,13 +208,13 @@ impl WeightFiles {
     }
 
     /// The file that holds a tensor, and what it is called there.
-    fn find<'a, 'n>(&'a self, name: &'n str) -> Result<(&'a TensorFile, &'n str), FileError> {
+    fn find(&self, name: &str) -> Result<(&TensorFile, &str), FileError> {
         let stored = match self.embedding_is_head && name == EMBEDDING {
             true => HEAD,
             false => name,
         };
         match self.places.get(stored) {
-            Some(index) => Ok((&self.files[*index], stored)),
+            Some(place) => Ok((&self.files[place.file], &place.stored)),
             None => Err(self.missing(&[name])),
         }
     }
@@ -272,8 +292,9 @@ impl WeightFiles {
     /// Refuses an output layer that differs from the embedding which it is tied to.
     fn check_tied(&self) -> Result<(), FileError> {
         let get = |name: &str| {
-            let file = &self.files[*self.places.get(name)?];
-            Some((file, file.get(name)?))
+            let place = self.places.get(name)?;
+            let file = &self.files[place.file];
+            Some((file, file.get(&place.stored)?))
         };
         let (Some((_, embedding)), Some((file, head))) = (get(EMBEDDING), get(HEAD)) else {
             return Ok(());
@@ -322,7 +343,7 @@ impl WeightFiles {
                 extra::reason(first, folder.config_json()),
             );
             return Err(FileError::malformed(
-                self.files[self.places[*first]].path(),
+                self.files[self.places[*first].file].path(),
                 reason,
             ));
         }
