@@ -101,6 +101,38 @@ fn fused_experts_and_sinks_are_the_same_with_two_workers() {
 }
 
 #[test]
+fn linear_attention_is_the_same_with_two_workers() {
+    let site = Site::new();
+    let mut config = site.json("model/config.json");
+    for (key, value) in [
+        ("architectures", json!(["Qwen3_5ForCausalLM"])),
+        ("model_type", "qwen3_5_text".into()),
+        ("full_attention_interval", 2.into()),
+        ("linear_num_key_heads", 2.into()),
+        ("linear_num_value_heads", 4.into()),
+        ("linear_key_head_dim", 16.into()),
+        ("linear_value_head_dim", 24.into()),
+    ] {
+        config[key] = value;
+    }
+    std::fs::write(site.path("model/config.json"), config.to_string()).unwrap();
+    let full = ["full", "--set", "init_weights=random"];
+    // On what comes of it.
+    let lora = ["--set", "base_model=one-full"];
+    for (name, options) in [("full", &full[..]), ("lora", &lora)] {
+        let options = [options, &["--max-steps", "3"]].concat();
+        let quiet = site.train(&format!("one-{name}"), &options);
+        let two_workers = [&options[..], &["--local-workers", "2"]].concat();
+        let two = site.train(&format!("two-{name}"), &two_workers);
+        assert_eq!(two, quiet, "{name}");
+    }
+    let file = TensorFile::open(&site.path("two-full/model.safetensors")).unwrap();
+    let shape = |name: &str| file.get(&format!("model.layers.0.{name}")).unwrap().shape;
+    assert_eq!(shape("linear_attn.conv1d.weight"), [2 * 32 + 96, 1, 4]);
+    assert_eq!(shape("linear_attn.A_log"), [4]);
+}
+
+#[test]
 fn an_adapter_on_a_base_of_4_bits_is_the_same_with_two_workers() {
     let site = Site::new();
     let options = ["--set", "load_in_4bit=true", "--max-steps", "3"];

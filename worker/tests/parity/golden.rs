@@ -235,6 +235,25 @@ fn logits_are_transformers_s() {
 }
 
 #[test]
+fn logits_of_a_text_of_several_chunks_are_transformers_s() {
+    let case = Case::open(&golden_dir(), "qwen3.5");
+    let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
+    let view = file.get("long").unwrap();
+    let mut expected = vec![0.0; view.scalars()];
+    view.to_f32(&mut expected).unwrap();
+    let text = &case.golden.long;
+    let found = case.trainer(Training::Full, false).logits(text).unwrap();
+    let off = distance(&found, &expected);
+    assert!(off < LOGIT_TOLERANCE, "{off}");
+    // As a prompt that goes on in the middle of a chunk.
+    let mut model = InferenceModel::load(&case.dir.join("model"), None, None).unwrap();
+    model.append(&text[..100]).unwrap();
+    let last = model.append(&text[100..]).unwrap();
+    let off = distance(&last, &expected[expected.len() - last.len()..]);
+    assert!(off < LOGIT_TOLERANCE, "{off}");
+}
+
+#[test]
 fn lora_training_follows_peft() {
     check_lora_training(&golden_dir());
 }

@@ -30,6 +30,8 @@ TOKENIZER = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
 DATASET = "dataset"
 DATASET_SEED = 4
 SEQUENCE_LEN = 20
+# Tokens of several chunks, where layers go through a text chunk by chunk.
+LONG = 150
 STEPS = 10
 BATCH = 4
 # Texts of a slot, as the tests have them.
@@ -68,6 +70,11 @@ def random_examples(generator):
         labels = [IGNORED] * prompt + tokens[prompt:]
         examples.append(dict(tokens=tokens, labels=labels))
     return examples
+
+
+def random_text(name):
+    drawn = torch.randint(3, VOCABULARY, (LONG,), generator=torch.Generator().manual_seed(seed(name)))
+    return drawn.tolist()
 
 
 def batch(examples):
@@ -197,6 +204,9 @@ def make_case(folder, name):
     config, lora = CASES[name]
     base, generator, golden = make_base(folder, name, config, 5e-4)
     tensors = {f"logits.{i}": rows for i, rows in enumerate(logits(base, golden["examples"]))}
+    if "linear_attention" in (getattr(config, "layer_types", None) or []):
+        golden["long"] = random_text(name)
+        tensors["long"] = logits(base, [dict(tokens=golden["long"])])[0]
     save_file(tensors, folder / "logits.safetensors")
 
     full = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", **EAGER)

@@ -25,6 +25,9 @@ pub struct Golden {
     pub full: Vec<Step>,
     pub greedy_base: Vec<u32>,
     pub greedy_adapter: Vec<u32>,
+    /// A text of several chunks, where layers go through a text chunk by chunk.
+    #[serde(default)]
+    pub long: Vec<u32>,
 }
 
 #[derive(Deserialize)]
