@@ -33,7 +33,11 @@ pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
         Trained::All => 6 * linears,
         // As if an embedding were a product.
         Trained::Some(_) => 4 * linears + 2 * work.scalars(shape),
-        Trained::Adapters { .. } => 4 * linears + 6 * work.scalars(shape),
+        Trained::Adapters { tokens, .. } => {
+            // Of an adapter on the embedding, the columns of A are looked up.
+            let looked_up = (tokens.ranks[0] * shape.vocab_size) as u64;
+            4 * linears + 6 * (work.scalars(shape) - looked_up)
+        }
     };
     // Scores and values, over half of the text on average; backward is twice as much.
     let attention = 3 * 2 * (shape.attention_layers() * shape.heads * shape.head_dim) as u64;

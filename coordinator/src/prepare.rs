@@ -513,8 +513,8 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
     let Some(dir) = &lora.model_dir else {
         return Ok(());
     };
-    let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
     let config = config.clone().for_job(job);
+    let modules = adapted_modules(&config, lora).map_err(|error| error.to_string())?;
     let beside = tensors_beside(&config, &modules, lora);
     let linears: Vec<Adapted> = modules.iter().map(Adapted::from).collect();
     check_adapter(dir, lora, &linears, &beside, config.tied)

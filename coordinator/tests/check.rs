@@ -425,16 +425,74 @@ fn targets_that_other_models_have_are_passed_over_by_name_beside_those_of_this_o
         text.contains("no linear of this model is called in_proj (it has q_proj,"),
         "{text}"
     );
-    for (targets, wrong) in [
-        (["in_proj", "c_attn"], "c_attn"),
-        (["q_proj", "lm_head"], "lm_head"),
+    let none = adapted("lora_target_modules", json!(["in_proj", "c_attn"]));
+    let problems = none.problems().join("\n");
+    assert!(problems.contains("is called c_attn"), "{problems}");
+}
+
+/// The shipped model's output layer is its embedding.
+#[test]
+fn adapters_on_embedding_and_output_layer_are_told_and_refused_where_they_go_with_something_else_not()
+ {
+    let on = |names: &[&str]| adapted("lora_target_modules", json!(names));
+    for (names, words) in [
+        (
+            &["embed_tokens", "q_proj"][..],
+            "the output layer, which is the embedding here, stays as it is",
+        ),
+        (
+            &["lm_head"],
+            "the embedding, which is the output layer here, stays as it is",
+        ),
+        (
+            &["embed_tokens", "lm_head"],
+            "get an adapter each, as in PEFT; a merged model has two matrices",
+        ),
     ] {
-        let problems = adapted("lora_target_modules", json!(targets))
-            .problems()
-            .join("\n");
+        let told = on(names).run(&[]);
+        let text = String::from_utf8(told.stdout).unwrap();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(told.status.success() && text.contains(words), "{text}");
+        assert!(text.contains("a worker on a GPU refuses the job"), "{text}");
+    }
+    let layered = on(&["lm_head", "q_proj"]).set("layers_to_transform", json!([0]));
+    let text = String::from_utf8(layered.run(&[]).stdout).unwrap();
+    assert!(
+        text.contains("are in no layer and get no adapter"),
+        "{text}"
+    );
+    for (name, value, words) in [
+        (
+            "use_dora",
+            json!(true),
+            "use_dora: goes with no adapter on the embedding",
+        ),
+        (
+            "init_lora_weights",
+            json!("pissa"),
+            "init_lora_weights: goes with no adapter on the embedding",
+        ),
+        ("lora_bias", json!(true), "has no bias in this model"),
+        (
+            "lora_modules_to_save",
+            json!(["embed_tokens"]),
+            "an adapter would change them once more",
+        ),
+        (
+            "trainable_token_indices",
+            json!([3]),
+            "an adapter would change them once more",
+        ),
+        (
+            "tokens",
+            json!(["<new>"]),
+            "an adapter would change them once more",
+        ),
+    ] {
+        let problems = on(&["embed_tokens"]).set(name, value).problems();
         assert!(
-            problems.contains(&format!("is called {wrong}")),
-            "{problems}"
+            problems.len() == 1 && problems[0].contains(words),
+            "{problems:?}"
         );
     }
 }

@@ -27,6 +27,7 @@ use worker::engine::ops::gemm::{self};
 use worker::engine::ops::lora_linear::Lora;
 use worker::engine::ops::matrix::{Along, Target, View};
 use worker::engine::ops::matrix::{Matrix, MatrixMut};
+use worker::engine::ops::output_layer::OutputLayer;
 use worker::engine::ops::product::multiply;
 use worker::engine::ops::projection::{Context, Linear, Projection};
 use worker::engine::ops::rms_norm::RmsNorm;
@@ -303,9 +304,11 @@ fn loss<E: Base>(criterion: &mut Criterion) {
         offset: false,
     };
     let head = TokenMatrix::from(weight::<E>(&[VOCABULARY, HIDDEN], 2, &pool));
+    let head = OutputLayer::from(head);
     let head = LossHead {
         norm: &norm,
         head: &head,
+        mask: None,
         pool: &pool,
         loss: Default::default(),
         logits: LogitRule::NONE,

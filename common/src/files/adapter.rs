@@ -21,8 +21,8 @@ use super::names::MAX_CONFIG_BYTES;
 pub use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 pub use contents::check_adapter;
 pub use tensors::{
-    Adapted, Factor, adapter_tensors, is_kept_beside_tokens, parse_tensor_name, tensor_name,
-    trained_rows_name, trained_whole_name,
+    Adapted, Factor, adapter_tensors, factors_at, is_kept_beside_factors, is_kept_beside_tokens,
+    parse_tensor_name, tensor_name, trained_rows_name, trained_whole_name,
 };
 
 /// Version of PEFT whose format is written. PEFT compares it with its own to decide which fields it may not know.

@@ -36,6 +36,7 @@ mod spec;
 mod split;
 mod starting_adapter;
 mod switch;
+mod target_modules;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -76,6 +77,7 @@ pub use router_loss::RouterLoss;
 pub use spec::*;
 pub use split::{RowRange, Slice, Split, TRAIN};
 pub use starting_adapter::{AdapterRequest, FindAdapter, FoundAdapter, find_no_adapter};
+pub use target_modules::{TOKEN_MODULES, is_named};
 pub use tokens::{NewToken, TrainedRows, TrainedTokens};
 pub use trained_biases::TrainedBiases;
 pub use unfrozen::{NamePatterns, Unfrozen};

@@ -119,7 +119,12 @@ pub enum RateGroups {
     #[default]
     None,
     /// LoRA+ (Hayou et al., 2024): the factor B of an adapter learns at `ratio` times the rate of A.
-    LoraPlus { ratio: f64 },
+    LoraPlus {
+        ratio: f64,
+        /// Rate of the adapter on the embedding, where there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        embedding: Option<f64>,
+    },
     /// Axolotl's groups; embedding and output layer do not decay then.
     Named {
         /// Rate of embedding and output layer. Default: that of all others.
@@ -154,6 +159,9 @@ pub fn is_embedding(name: &str) -> bool {
     EMBEDDINGS.iter().any(|part| name.contains(part))
 }
 
+/// A part of the names of the factors of an adapter on the embedding, as PEFT saves them.
+const OF_EMBEDDING: &str = "lora_embedding_";
+
 /// The end of a name of DoRA's magnitudes, as PEFT saves them.
 pub const MAGNITUDE: &str = "lora_magnitude_vector";
 
@@ -176,7 +184,10 @@ impl RateGroups {
         match self {
             Self::None => rate(peak, true),
             // A vector is of the group of B (PEFT, `optimizers/loraplus.py`).
-            Self::LoraPlus { ratio } if is_vector || name.contains("lora_B") => TensorRate {
+            Self::LoraPlus { embedding, .. } if name.contains(OF_EMBEDDING) => {
+                rate(embedding.unwrap_or(peak), true)
+            }
+            Self::LoraPlus { ratio, .. } if is_vector || name.contains("lora_B") => TensorRate {
                 factor: *ratio,
                 decays: true,
             },
@@ -214,8 +225,13 @@ impl RateGroups {
         let is_rate = |lr: &f64| (0.0..=1e3).contains(lr);
         match self {
             Self::None => Ok(()),
-            Self::LoraPlus { ratio } if *ratio > 0.0 && *ratio <= 1e6 => Ok(()),
-            Self::LoraPlus { ratio } => Err(format!("has a ratio of {ratio}")),
+            Self::LoraPlus { ratio, .. } if !(*ratio > 0.0 && *ratio <= 1e6) => {
+                Err(format!("has a ratio of {ratio}"))
+            }
+            Self::LoraPlus { embedding, .. } => match embedding.filter(|lr| !is_rate(lr)) {
+                Some(lr) => Err(format!("has a learning rate of {lr}")),
+                None => Ok(()),
+            },
             Self::Named { embedding, groups } => {
                 let rates = groups.iter().map(|group| &group.lr).chain(embedding);
                 match rates.copied().find(|lr| !is_rate(lr)) {
@@ -251,12 +267,19 @@ mod tests {
 
     #[test]
     fn lora_plus_multiplies_the_rate_of_b_alone() {
-        let rates = RateGroups::LoraPlus { ratio: 16.0 };
+        let rates = RateGroups::LoraPlus {
+            ratio: 16.0,
+            embedding: Some(1e-6),
+        };
         assert_eq!(rates.of(A, false, 1e-4).factor, 1.0);
         assert_eq!(rates.of(B, false, 1e-4).factor, 16.0);
         assert!(rates.of(B, false, 1e-4).decays);
         let magnitude = B.replace("lora_B.weight", MAGNITUDE);
         assert_eq!(rates.of(&magnitude, true, 1e-4).factor, 16.0);
+        for factor in ["lora_embedding_A", "lora_embedding_B"] {
+            let name = format!("base_model.model.model.embed_tokens.{factor}");
+            assert!((rates.of(&name, false, 1e-4).factor - 1e-2).abs() < 1e-12);
+        }
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub use gpu::on_gpu;
 pub use processor::on_processor;
 pub(crate) use shape::F32;
 pub use shape::{
-    Experts, Fused, LINEARS, LinearAttention, OwnTensor, PROJECTIONS, Shape, Tokens, Trained, Work,
+    Experts, Fused, LINEARS, LinearAttention, OwnTensor, PROJECTIONS, Ranks, Shape, Tokens,
+    Trained, Work,
 };
 pub use told::bytes;
 
@@ -248,8 +249,8 @@ impl Shape {
 }
 
 impl Work {
-    /// The work of a slot of a job. `ranks` are by layer those of the adapters on its linears.
-    pub fn of(job: &JobSpec, ranks: Vec<[usize; LINEARS]>, checkpointing: bool) -> Self {
+    /// The work of a slot of a job, with adapters of these ranks.
+    pub fn of(job: &JobSpec, ranks: Ranks, checkpointing: bool) -> Self {
         Self {
             trained: match &job.method {
                 Method::Full => Trained::All,
@@ -258,8 +259,8 @@ impl Work {
                     magnitudes: lora.use_dora,
                     biases: lora.biases,
                     lora_bias: lora.lora_bias,
-                    ranks,
-                    tokens: tokens_of(lora),
+                    ranks: ranks.layers,
+                    tokens: tokens_of(lora, ranks.tokens),
                 },
             },
             dtype: job.base_dtype,
@@ -314,9 +315,10 @@ impl Work {
     }
 }
 
-fn tokens_of(lora: &LoraSpec) -> Tokens {
+fn tokens_of(lora: &LoraSpec, ranks: [usize; 2]) -> Tokens {
     let both = [&lora.tokens.embedding, &lora.tokens.head];
     Tokens {
+        ranks,
         rows: both.map(|rows| rows.listed().len()),
         whole: both.map(|rows| *rows == TrainedRows::All),
     }

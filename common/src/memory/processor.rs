@@ -102,11 +102,44 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
     work.state_bytes(shape) + scalars * sum + gradient + mean
 }
 
-/// Bytes of a chunk of the loss: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice.
+/// Bytes of a chunk of the loss: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice; and
+/// what an adapter on the output layer takes.
 fn loss(shape: &Shape, work: &Work, element: u64) -> u64 {
     let rows = work.tokens().min(chunk_rows(shape.vocab_size) as u64);
     let (hidden, vocabulary) = (shape.hidden_size as u64, shape.vocab_size as u64);
-    rows * (hidden * (3 * F32 + element) + vocabulary * F32)
+    let chunk = rows * (hidden * (3 * F32 + element) + vocabulary * F32);
+    chunk + head_adapter(shape, work, rows, element)
+}
+
+/// Bytes that an adapter on the output layer takes with a chunk of so many rows: its factors as they are multiplied, the gradient of
+/// the larger one, its low-rank activations and their gradient, each as they are and turned; where inputs are dropped, two copies of
+/// them; with magnitudes the logits once more, and their gradient.
+fn head_adapter(shape: &Shape, work: &Work, rows: u64, element: u64) -> u64 {
+    let (hidden, vocabulary) = (shape.hidden_size as u64, shape.vocab_size as u64);
+    let Trained::Adapters {
+        tokens,
+        dropout,
+        magnitudes,
+        ..
+    } = &work.trained
+    else {
+        return 0;
+    };
+    let rank = tokens.ranks[1].next_multiple_of(2) as u64;
+    if rank == 0 {
+        return 0;
+    }
+    let factors = rank * (hidden + vocabulary) * element + rank * vocabulary * F32;
+    let low_rank = 4 * rows * rank * element;
+    let dropped = match dropout {
+        true => rows * hidden * (element + F32),
+        false => 0,
+    };
+    let scaled = match magnitudes {
+        true => rows * vocabulary * (F32 + element),
+        false => 0,
+    };
+    factors + low_rank + dropped + scaled
 }
 
 /// Bytes that an update takes: with Muon the direction of a matrix, its product, and two squares of its shorter side.

@@ -154,9 +154,20 @@ pub struct OwnTensor {
     pub shape: Vec<usize>,
 }
 
-/// What is trained of the embedding, and of the output layer, beside adapters.
+/// Ranks of a job's adapters, 0 for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ranks {
+    /// For each layer, of those on its linears.
+    pub layers: Vec<[usize; LINEARS]>,
+    /// Of those on the embedding and the output layer.
+    pub tokens: [usize; 2],
+}
+
+/// What is trained of the embedding, and of the output layer, beside adapters on linears of layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
+    /// Ranks of the adapters on each, 0 for none.
+    pub ranks: [usize; 2],
     /// Rows of each that are trained by themselves.
     pub rows: [usize; 2],
     /// Whether the matrix is trained as a whole.

@@ -67,7 +67,7 @@ pub(super) fn trained(shape: &Shape, work: &Work) -> Vec<Tensors> {
             ..
         } => (ranks, tokens, magnitudes, biases, lora_bias),
     };
-    let mut tensors = of_tokens(shape, tokens);
+    let mut tensors = of_tokens(shape, tokens, *magnitudes);
     for (layer, ranks) in ranks.iter().enumerate() {
         for ((width, out, bias), rank) in linears(shape, layer, ranks) {
             let is_adapted = rank > 0;
@@ -96,7 +96,7 @@ fn linears(
     linears.filter(|((_, out, _), _)| *out > 0)
 }
 
-fn of_tokens(shape: &Shape, tokens: &Tokens) -> Vec<Tensors> {
+fn of_tokens(shape: &Shape, tokens: &Tokens, magnitudes: bool) -> Vec<Tensors> {
     let matrix = shape.vocab_size * shape.hidden_size;
     let [embedding, head] = tokens.whole.map(|is_whole| match is_whole {
         true => matrix,
@@ -106,7 +106,14 @@ fn of_tokens(shape: &Shape, tokens: &Tokens) -> Vec<Tensors> {
         .rows
         .map(|rows| Tensors::of(1, rows * shape.hidden_size));
     let whole = [Tensors::embedding(embedding), Tensors::of(1, head)];
-    rows.into_iter().chain(whole).collect()
+    // The factors of adapters: what the one has of tokens the other has of the model's width.
+    let factors = tokens.ranks.into_iter().flat_map(|rank| {
+        [shape.vocab_size, shape.hidden_size].map(|size| Tensors::of(1, rank * size))
+    });
+    let of_head = usize::from(magnitudes && tokens.ranks[1] > 0);
+    let magnitudes = Tensors::of(of_head, shape.vocab_size);
+    let all = rows.into_iter().chain(whole).chain(factors);
+    all.chain([magnitudes]).collect()
 }
 
 fn of_model(shape: &Shape) -> Vec<Tensors> {

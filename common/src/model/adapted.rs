@@ -9,17 +9,25 @@ use super::experts::ExpertNames;
 use super::geometry::{LinearShape, linears, token_tensors};
 use crate::files::adapter::{Adapted, Factor, adapter_tensors, tensor_name};
 use crate::job::{
-    AdapterSizes, JobSpec, LoraSpec, Method, TargetModules, TrainedBiases, whole_path,
+    AdapterSizes, JobSpec, LoraSpec, Method, TOKEN_MODULES, TargetModules, TrainedBiases, is_named,
+    whole_path,
 };
-use crate::memory::LINEARS;
+use crate::memory::{LINEARS, Ranks};
 
-/// One linear of a layer, as adapters name it.
+/// One linear of a layer, the output layer, or the embedding, as adapters name it. The inputs of the embedding are tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdaptedModule {
     /// `model.layers.0.self_attn.q_proj`
     pub path: String,
     pub shape: LinearShape,
     pub rank: usize,
+}
+
+impl AdaptedModule {
+    /// Whether it is the embedding, whose adapter has a column for each token.
+    pub fn is_embedding(&self) -> bool {
+        self.path == TOKEN_MODULES[0]
+    }
 }
 
 impl From<&AdaptedModule> for Adapted {
@@ -70,7 +78,7 @@ pub fn tensors_beside(
     beside
 }
 
-/// The linears that the job puts an adapter on, as PEFT matches them: by last name or by the end of the path, but for those that
+/// The modules that the job puts an adapter on, as PEFT matches them: by last name or by the end of the path, but for those that
 /// are excluded, in the layers that are named.
 pub fn adapted_modules(
     config: &ModelConfig,
@@ -98,12 +106,13 @@ pub fn adapted_modules(
         });
     }
     if let Some(excluded) = &lora.shape.excluded {
-        let matches = matcher(excluded);
+        let matches = excluded.matcher();
         modules.retain(|module| !matches(&module.path));
     }
     if modules.is_empty() {
         return Err(UnmatchedTarget::NothingLeft);
     }
+    check_token_modules(config, lora, &modules)?;
     let sizes = lora.sizes();
     for module in &mut modules {
         module.rank = sizes.rank(&module.path);
@@ -139,28 +148,68 @@ pub fn linear_names(config: &ModelConfig) -> String {
     names.join(", ")
 }
 
-/// What says whether the path of a module is among those that are named.
-fn matcher(modules: &TargetModules) -> Box<dyn Fn(&str) -> bool + '_> {
-    match modules {
-        TargetModules::AllLinear => Box::new(|_| true),
-        TargetModules::Named(names) => {
-            Box::new(move |path| names.iter().any(|name| is_named(path, name)))
+/// Refuses adapters on the embedding or the output layer that go with nothing else that the job asks for.
+fn check_token_modules(
+    config: &ModelConfig,
+    lora: &LoraSpec,
+    modules: &[AdaptedModule],
+) -> Result<(), UnmatchedTarget> {
+    if modules.iter().any(AdaptedModule::is_embedding) {
+        let field = match (lora.use_dora, lora.init.is_from_base()) {
+            (true, _) => Some("use_dora"),
+            (false, true) => Some("init_lora_weights"),
+            (false, false) => None,
+        };
+        if let Some(field) = field {
+            return Err(UnmatchedTarget::EmbeddingKind { field });
         }
-        TargetModules::Matching(pattern) => {
-            let regex = whole_path(pattern).ok();
-            Box::new(move |path| regex.as_ref().is_some_and(|regex| regex.is_match(path)))
-        }
+    }
+    let tokens = &lora.tokens;
+    // Rows of the embedding are those of an output layer that is the same.
+    let of_both = config.tied && !tokens.embedding.listed().is_empty();
+    let trained = [
+        !tokens.embedding.is_none(),
+        !tokens.head.is_none() || of_both,
+    ];
+    let is_adapted = |path: &str| modules.iter().any(|module| module.path == path);
+    let mut twice = TOKEN_MODULES.into_iter().zip(trained);
+    match twice.find(|(path, is_trained)| *is_trained && is_adapted(path)) {
+        Some((path, _)) => Err(UnmatchedTarget::TrainedTwice { path }),
+        None => Ok(()),
     }
 }
 
-/// The linears that are named as targets.
+/// The embedding and the output layer, as adapters take them.
+fn token_modules(config: &ModelConfig) -> [AdaptedModule; 2] {
+    let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+    let [embedding, head] = TOKEN_MODULES;
+    let sizes = [(embedding, vocabulary, hidden), (head, hidden, vocabulary)];
+    sizes.map(|(path, width, out)| AdaptedModule {
+        path: path.to_owned(),
+        shape: LinearShape {
+            path,
+            slot: LINEARS,
+            out,
+            width,
+            bias: false,
+        },
+        rank: 0,
+    })
+}
+
+/// All modules that adapters are put on where they are named.
+fn nameable_modules(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> {
+    decoder_linears(config).chain(token_modules(config))
+}
+
+/// The modules that are named as targets.
 fn targets(
     config: &ModelConfig,
     targets: &TargetModules,
 ) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
-    let all: Vec<AdaptedModule> = decoder_linears(config).collect();
+    let all: Vec<AdaptedModule> = nameable_modules(config).collect();
     let names = match targets {
-        TargetModules::AllLinear => return Ok(all),
+        TargetModules::AllLinear => return Ok(decoder_linears(config).collect()),
         TargetModules::Named(names) => names,
         TargetModules::Matching(pattern) => return matching(all, pattern, config),
     };
@@ -170,17 +219,9 @@ fn targets(
             known: linear_names(config),
         });
     }
-    // Layers that the model has and that no adapter can be put on here are another matter than names of other models.
-    let of_tokens = |name: &&String| {
-        let last = name.rsplit('.').next();
-        matches!(last, Some("lm_head" | "embed_tokens"))
-    };
     let is_found = |name: &String| all.iter().any(|module| is_named(&module.path, name));
-    let wrong = match names.iter().any(is_found) {
-        true => names.iter().find(of_tokens),
-        false => names.first(),
-    };
-    if let Some(name) = wrong {
+    // Names of other models are passed over beside those of this one.
+    if let Some(name) = names.first().filter(|_| !names.iter().any(is_found)) {
         return Err(UnmatchedTarget::Target {
             target: name.clone(),
             known: linear_names(config),
@@ -192,13 +233,13 @@ fn targets(
         .collect())
 }
 
-/// The names among a job's targets that no linear of the model has, where others do: PEFT passes them over.
+/// The names among a job's targets that no module of the model has, where others do: PEFT passes them over.
 pub fn absent_targets(config: &ModelConfig, targets: &TargetModules) -> Vec<String> {
     let TargetModules::Named(names) = targets else {
         return Vec::new();
     };
     let is_absent =
-        |name: &&String| !decoder_linears(config).any(|module| is_named(&module.path, name));
+        |name: &&String| !nameable_modules(config).any(|module| is_named(&module.path, name));
     names.iter().filter(is_absent).cloned().collect()
 }
 
@@ -254,14 +295,6 @@ fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> 
             rank: 0,
         })
     })
-}
-
-/// Whether a target names the module of that path: the path itself, or its end.
-fn is_named(path: &str, name: &str) -> bool {
-    path == name
-        || path
-            .strip_suffix(name)
-            .is_some_and(|rest| rest.ends_with('.'))
 }
 
 /// The modules whose whole path the pattern matches, as Python's `re.fullmatch` would.
@@ -323,6 +356,14 @@ pub enum UnmatchedTarget {
     )]
     RouterBias { router: String },
     #[error(
+        "{field}: goes with no adapter on the embedding here; leave embed_tokens out of lora_target_modules, or remove {field}"
+    )]
+    EmbeddingKind { field: &'static str },
+    #[error(
+        "lora_target_modules: {path} has rows that are trained as they are (trainable_token_indices, tokens that are added, lora_modules_to_save), and an adapter would change them once more; name it in one place"
+    )]
+    TrainedTwice { path: &'static str },
+    #[error(
         "init_lora_weights: an adapter of rank {rank} begins with as many directions of {path}, which has {side}; lower lora_r, or give it another rank or none"
     )]
     Directions {
@@ -332,42 +373,34 @@ pub enum UnmatchedTarget {
     },
 }
 
-/// By layer: the rank of the adapter that the job puts on the linear in each slot, with a second half that is not trained where it
-/// has one; 0 for none. Empty where the job trains all weights.
-pub fn adapted_by_layer(
-    config: &ModelConfig,
-    job: &JobSpec,
-) -> Result<Vec<[usize; LINEARS]>, UnmatchedTarget> {
-    by_layer(config, job, |_, module| module.rank)
+/// Ranks of the adapters that the job puts on the model's modules, with a second half that is not trained where they have one.
+/// Empty where the job trains all weights.
+pub fn adapter_ranks(config: &ModelConfig, job: &JobSpec) -> Result<Ranks, UnmatchedTarget> {
+    ranks(config, job, |_, module| module.rank)
 }
 
-/// By layer: the rank that is trained of the adapter on the linear in each slot, as in [`adapted_by_layer`].
-pub fn trained_by_layer(
-    config: &ModelConfig,
-    job: &JobSpec,
-) -> Result<Vec<[usize; LINEARS]>, UnmatchedTarget> {
-    by_layer(config, job, |sizes, module| {
+/// The ranks that are trained of the adapters, as in [`adapter_ranks`].
+pub fn trained_ranks(config: &ModelConfig, job: &JobSpec) -> Result<Ranks, UnmatchedTarget> {
+    ranks(config, job, |sizes, module| {
         sizes.trained_rank(&module.path)
     })
 }
 
-fn by_layer(
+fn ranks(
     config: &ModelConfig,
     job: &JobSpec,
     rank: impl Fn(&AdapterSizes, &AdaptedModule) -> usize,
-) -> Result<Vec<[usize; LINEARS]>, UnmatchedTarget> {
+) -> Result<Ranks, UnmatchedTarget> {
     let Method::Lora(lora) = &job.method else {
-        return Ok(Vec::new());
+        return Ok(Ranks::default());
     };
     let (modules, sizes) = (adapted_modules(config, lora)?, lora.sizes());
     let ranks: HashMap<&str, usize> = modules
         .iter()
         .map(|module| (module.path.as_str(), rank(&sizes, module)))
         .collect();
-    let rank = |layer: usize, path: &str| {
-        let path = format!("model.layers.{layer}.{path}");
-        ranks.get(path.as_str()).copied().unwrap_or(0)
-    };
+    let rank_at = |path: &str| ranks.get(path).copied().unwrap_or(0);
+    let rank = |layer: usize, path: &str| rank_at(&format!("model.layers.{layer}.{path}"));
     let of_layer = |layer: usize| {
         let mut adapted = [0; LINEARS];
         for linear in linears(config, layer) {
@@ -375,7 +408,10 @@ fn by_layer(
         }
         adapted
     };
-    Ok((0..config.layers).map(of_layer).collect())
+    Ok(Ranks {
+        layers: (0..config.layers).map(of_layer).collect(),
+        tokens: TOKEN_MODULES.map(rank_at),
+    })
 }
 
 #[cfg(test)]
@@ -424,6 +460,94 @@ mod tests {
         assert_eq!(absent_targets(&config, &some), ["q_proj"]);
     }
 
+    #[test]
+    fn the_embedding_and_the_output_layer_get_an_adapter_where_they_are_named() {
+        let config = config("Qwen2ForCausalLM");
+        let paths = |modules: &TargetModules| -> Vec<String> {
+            let found = targets(&config, modules).unwrap().into_iter();
+            found.map(|module| module.path).collect()
+        };
+        let both = ["model.embed_tokens", "lm_head"];
+        assert_eq!(paths(&named(&["lm_head", "embed_tokens"])), both);
+        let pattern = TargetModules::Matching(r"(.*\.)?(embed_tokens|lm_head)".to_owned());
+        assert_eq!(paths(&pattern), both);
+        assert!(!paths(&TargetModules::AllLinear).contains(&both[1].to_owned()));
+        assert_eq!(pattern.name_tokens(), [true; 2]);
+        assert_eq!(TargetModules::AllLinear.name_tokens(), [false; 2]);
+        let modules = targets(&config, &named(&["embed_tokens"])).unwrap();
+        assert!(modules[0].is_embedding());
+        assert_eq!((modules[0].shape.width, modules[0].shape.out), (100, 64));
+    }
+
+    #[test]
+    fn what_goes_with_no_adapter_on_the_embedding_or_the_output_layer_is_refused_in_a_line() {
+        let both = |names: &[&str]| LoraSpec {
+            target_modules: named(names),
+            ..lora(TrainedBiases::None)
+        };
+        let mut untied = config("Qwen2ForCausalLM");
+        untied.tied = false;
+        let tied = ModelConfig {
+            tied: true,
+            ..untied.clone()
+        };
+        let told = |config: &ModelConfig, lora: &LoraSpec| {
+            adapted_modules(config, lora)
+                .err()
+                .map(|told| told.to_string())
+        };
+        let dora = LoraSpec {
+            use_dora: true,
+            ..both(&["embed_tokens"])
+        };
+        let refused = told(&untied, &dora).unwrap();
+        assert!(
+            refused.starts_with("use_dora: goes with no adapter on the embedding"),
+            "{refused}"
+        );
+        let dora = LoraSpec {
+            target_modules: named(&["lm_head"]),
+            ..dora
+        };
+        assert_eq!(told(&untied, &dora), None);
+        let biased = LoraSpec {
+            lora_bias: true,
+            ..both(&["lm_head"])
+        };
+        assert!(
+            told(&untied, &biased)
+                .unwrap()
+                .contains("lm_head has no bias")
+        );
+        let rows = |names: &[&str]| LoraSpec {
+            tokens: crate::job::TrainedTokens {
+                embedding: crate::job::TrainedRows::These(vec![3]),
+                ..Default::default()
+            },
+            ..both(names)
+        };
+        let refused = told(&untied, &rows(&["embed_tokens"])).unwrap();
+        assert!(
+            refused.contains("model.embed_tokens has rows that are trained"),
+            "{refused}"
+        );
+        assert_eq!(told(&untied, &rows(&["lm_head"])), None);
+        assert!(
+            told(&tied, &rows(&["lm_head"]))
+                .unwrap()
+                .contains("lm_head has rows")
+        );
+        // In no layer, as in PEFT.
+        let mut layered = both(&["lm_head"]);
+        layered.shape.layers = Some(vec![0]);
+        assert!(
+            told(&untied, &layered)
+                .unwrap()
+                .contains("nothing would be trained")
+        );
+        assert_eq!(layered.adapts_tokens(), [false; 2]);
+    }
+
     /// As PEFT 0.21 has it: it takes the names of experts for parameters where Transformers 5 made them of linears, but not in
     /// Qwen2-MoE.
     #[test]
@@ -466,9 +590,8 @@ mod tests {
         assert!(targets(&qwen2, &named(&["q_proj", "gate"])).is_err());
     }
 
-    #[test]
-    fn biases_of_routers_are_not_left_out_in_silence() {
-        let lora = |biases| LoraSpec {
+    fn lora(biases: TrainedBiases) -> LoraSpec {
+        LoraSpec {
             r: 4,
             alpha: 8.0,
             dropout: 0.0,
@@ -482,7 +605,11 @@ mod tests {
             tokens: Default::default(),
             model_dir: None,
             model_source: None,
-        };
+        }
+    }
+
+    #[test]
+    fn biases_of_routers_are_not_left_out_in_silence() {
         let gpt_oss = config("GptOssForCausalLM");
         let refused = adapted_modules(&gpt_oss, &lora(TrainedBiases::All)).unwrap_err();
         let told = refused.to_string();

@@ -138,12 +138,12 @@ pub fn token_tensor(matrix: &str, rows: &TrainedRows) -> String {
     }
 }
 
-/// One linear of a decoder layer.
+/// One linear of a decoder layer, or what adapters take for one outside of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearShape {
-    /// Within its layer.
+    /// Within its layer; outside of layers the whole path.
     pub path: &'static str,
-    /// Its place among the [`LINEARS`](crate::memory::LINEARS) of a layer.
+    /// Its place among the [`LINEARS`](crate::memory::LINEARS) of a layer; as many as these outside of layers.
     pub slot: usize,
     pub out: usize,
     pub width: usize,
@@ -300,7 +300,7 @@ mod tests {
     use crate::files::layout::Layout;
     use crate::job::{JobSources, Method, load};
     use crate::memory::Work;
-    use crate::model::{adapted_by_layer, adapted_modules, module_tensors, tensors_beside};
+    use crate::model::{adapted_modules, adapter_ranks, module_tensors, tensors_beside};
 
     const CLASSES: [&str; 12] = [
         "Qwen2ForCausalLM",
@@ -378,7 +378,7 @@ mod tests {
     /// Bytes of the state by the sizes of the model, and by the tensors that are trained.
     fn state_bytes(class: &str, hidden_size: usize, job: &JobSpec) -> [u64; 2] {
         let config = config_of(class, hidden_size).for_job(job);
-        let adapted = adapted_by_layer(&config, job).unwrap();
+        let adapted = adapter_ranks(&config, job).unwrap();
         let counted = Work::of(job, adapted, false).state_bytes(&config.shape());
         let tensors = match &job.method {
             Method::Full => base_tensors(&config),
@@ -408,6 +408,10 @@ mod tests {
             "lora_modules_to_save: [lm_head]\n",
             "lora_modules_to_save: [embed_tokens, lm_head]\n",
             "trainable_token_indices: {embed_tokens: [1, 2], lm_head: [3]}\n",
+            "lora_target_modules: [embed_tokens, lm_head, q_proj]\n",
+            "lora_target_modules: [lm_head]\nuse_dora: true\nrank_pattern: {lm_head: 40}\n",
+            "lora_target_modules: [embed_tokens]\nlora_modules_to_save: [lm_head]\n",
+            "init_lora_weights: pissa\nlora_r: 16\nlora_target_modules: [lm_head, v_proj]\n",
         ] {
             for (rank, hidden_size) in [(16, 64), (64, 64), (16, 4096)] {
                 let rank = match fields.contains("lora_r") {

@@ -13,8 +13,8 @@ mod rope;
 mod trained;
 
 pub use adapted::{
-    AdaptedModule, UnmatchedTarget, absent_targets, adapted_by_layer, adapted_modules,
-    linear_names, module_tensors, tensors_beside, trained_by_layer,
+    AdaptedModule, UnmatchedTarget, absent_targets, adapted_modules, adapter_ranks, linear_names,
+    module_tensors, tensors_beside, trained_ranks,
 };
 pub use config::{Caps, ModelConfig, Scales};
 pub use error::ModelError;

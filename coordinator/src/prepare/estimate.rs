@@ -6,9 +6,7 @@
 use common::flops::{self, PerToken};
 use common::job::{BaseDtype, Checkpointing, JobSpec};
 use common::memory::{Bytes, Work, on_gpu, on_processor};
-use common::model::{
-    ModelConfig, UnmatchedTarget, adapted_by_layer, trained_by_layer, unfrozen_sizes,
-};
+use common::model::{ModelConfig, UnmatchedTarget, adapter_ranks, trained_ranks, unfrozen_sizes};
 use serde::Serialize;
 
 /// Bytes in one worker, and the scalars behind them.
@@ -44,9 +42,9 @@ impl Need {
 
 impl Estimate {
     pub fn new(job: &JobSpec, config: &ModelConfig) -> Result<Self, UnmatchedTarget> {
-        let adapted = adapted_by_layer(config, job)?;
+        let adapted = adapter_ranks(config, job)?;
         let own = unfrozen_sizes(config, job)?;
-        let trained = Work::of(job, trained_by_layer(config, job)?, false).on(own.clone());
+        let trained = Work::of(job, trained_ranks(config, job)?, false).on(own.clone());
         let sizes = &config.shape();
         let work = |checkpointing| Work {
             quantization: config.quantization_of(job),

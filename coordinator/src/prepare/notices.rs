@@ -53,6 +53,7 @@ impl Prepared {
         notices.extend(self.targets_notice());
         notices.extend(self.biases_notice());
         notices.extend(self.patterns_notices());
+        notices.extend(self.token_adapters_notices());
         notices.extend(self.experts_notices());
         notices
     }
@@ -105,6 +106,37 @@ impl Prepared {
             }
         };
         (!has_some).then(|| format!("bias: changes nothing, because {why}"))
+    }
+
+    /// What becomes of adapters on the embedding or the output layer where these are one matrix, or layers are named by number.
+    fn token_adapters_notices(&self) -> Vec<String> {
+        let Method::Lora(lora) = &self.job.method else {
+            return Vec::new();
+        };
+        let named = lora.target_modules.name_tokens();
+        let mut notices = Vec::new();
+        if lora.shape.layers.is_some() && named.contains(&true) {
+            let told = "layers_to_transform: embed_tokens and lm_head are in no layer and get no adapter, as in PEFT";
+            notices.push(told.to_owned());
+        }
+        if self.model_config.tied {
+            let told = match lora.adapts_tokens() {
+                [false, false] => return notices,
+                [true, true] => {
+                    "the embedding and the output layer, one matrix here, get an adapter each"
+                }
+                [true, false] => {
+                    "the output layer, which is the embedding here, stays as it is: name lm_head for an adapter of its own"
+                }
+                [false, true] => {
+                    "the embedding, which is the output layer here, stays as it is: name embed_tokens for an adapter of its own"
+                }
+            };
+            notices.push(format!(
+                "lora_target_modules: {told}, as in PEFT; a merged model has two matrices"
+            ));
+        }
+        notices
     }
 
     /// What of a mixture of experts has no adapter, and what of it is not in 4 bits.

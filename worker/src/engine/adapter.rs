@@ -9,11 +9,12 @@ use std::path::Path;
 use common::files::adapter::{Adapted, Factor, check_adapter, tensor_name};
 use common::files::layout::Layout;
 use common::files::snapshot::read_weights;
-use common::job::{AdapterSizes, LoraSpec};
+use common::job::{AdapterSizes, LoraSpec, TOKEN_MODULES};
 use common::model::{AdaptedModule, module_tensors};
 
 use super::EngineError;
 use super::ops::dora::Magnitudes;
+use super::ops::lora_embedding::LoraEmbedding;
 use super::ops::lora_linear::Lora;
 use super::ops::matrix::View;
 use super::ops::projection::Linear;
@@ -87,6 +88,16 @@ impl<'a> JobAdapter<'a> {
         let rows = factors.b.chunks_exact(rank);
         let b = rows.flat_map(|row| row.iter().copied().chain(row.iter().map(|x| -x)));
         lora.b.set(&b.collect::<Vec<f32>>());
+    }
+
+    /// The adapter of the embedding, or None where it has none.
+    pub fn on_embedding(&self, parameters: &Parameters) -> Option<LoraEmbedding> {
+        let path = TOKEN_MODULES[0];
+        Some(LoraEmbedding {
+            a: parameters.weight(&tensor_name(path, Factor::EmbeddingA))?,
+            b: parameters.weight(&tensor_name(path, Factor::EmbeddingB))?,
+            scale: self.sizes.scale(path) as f32,
+        })
     }
 
     /// The adapter of the linear at this path, or None where it has none.

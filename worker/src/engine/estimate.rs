@@ -4,7 +4,7 @@ use common::job::JobSpec;
 #[cfg(feature = "cuda")]
 use common::memory::on_gpu;
 use common::memory::{Bytes, Shape, Work, on_processor};
-use common::model::{ModelConfig, adapted_by_layer, unfrozen_sizes};
+use common::model::{ModelConfig, adapter_ranks, unfrozen_sizes};
 
 use super::EngineError;
 use crate::engine::device::ComputeDevice;
@@ -39,8 +39,7 @@ pub fn shapes(
     let work = Work {
         alone: true,
         quantization: config.quantization_of(job),
-        ..Work::of(job, adapted_by_layer(config, job)?, checkpointing)
-            .on(unfrozen_sizes(config, job)?)
+        ..Work::of(job, adapter_ranks(config, job)?, checkpointing).on(unfrozen_sizes(config, job)?)
     };
     Ok((config.shape(), work))
 }

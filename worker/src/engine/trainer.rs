@@ -244,6 +244,7 @@ impl Trainer {
             seed: self.job.seed,
             step: self.accumulator.step().unwrap_or(self.step),
             slot,
+            part: 0,
         };
         let (pool, accumulator) = (&self.pool, &mut self.accumulator);
         match &mut self.compute {

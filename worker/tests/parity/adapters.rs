@@ -11,7 +11,7 @@ use crate::golden::{
 };
 use crate::support::{Case, Training, job};
 
-const CASES: [&str; 17] = [
+const CASES: [&str; 21] = [
     "tokens-tied",
     "tokens-untied",
     "tokens-gemma3",
@@ -29,6 +29,10 @@ const CASES: [&str; 17] = [
     "bias-lora-only",
     "bias-all",
     "lora-bias",
+    "lora-embedding",
+    "lora-embedding-tied",
+    "lora-embedding-gemma3",
+    "dora-lm-head",
 ];
 
 #[test]

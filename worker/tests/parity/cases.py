@@ -399,6 +399,11 @@ ADAPTER_CASES = {
         transformers.Qwen2Config(**COMMON, tie_word_embeddings=False),
         dict(target_modules=["q_proj", "v_proj"], lora_bias=True),
     ),
+    # The output layer alone has one; the embedding, which it is of, stays as it is.
+    "dora-lm-head": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
+        dict(target_modules=["lm_head", "q_proj"], use_dora=True),
+    ),
 }
 # With these a model goes on in several tokens: where head and embedding are one, most models repeat one token for ever.
 SEEDS = {
@@ -409,6 +414,7 @@ SEEDS = {
     "saved-tied": 23,
     "saved-tied-ensured": 23,
     "dora-bias": 38,
+    "dora-lm-head": 77,
     "phi3-longrope-long": 22,
     "lora-embedding-gemma3": 36,
     # With these no token's last expert is nearly as likely as the next one.

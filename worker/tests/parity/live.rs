@@ -176,6 +176,13 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
     ] {
         check_kind(&python, ["q_proj", "down_proj"], kind, |_| {});
     }
+    for tied in [true, false] {
+        let head = |config: &mut Value| config["tie_word_embeddings"] = tied.into();
+        check_adapter(&python, ["embed_tokens", "lm_head"], head);
+        check_adapter(&python, ["embed_tokens", "q_proj"], head);
+        let dora = |lora: &mut LoraSpec| lora.use_dora = true;
+        check_kind(&python, ["lm_head", "q_proj"], dora, head);
+    }
     for kind in [
         |lora: &mut LoraSpec| lora.biases = TrainedBiases::LoraOnly,
         |lora: &mut LoraSpec| lora.biases = TrainedBiases::All,

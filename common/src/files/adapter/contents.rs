@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::tensors::{Adapted, adapter_tensors, is_kept_beside_tokens};
+use super::tensors::{Adapted, adapter_tensors, is_kept_beside_factors, is_kept_beside_tokens};
 use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig};
 use crate::files::FileError;
 use crate::files::model::{check_link, listed};
@@ -58,7 +58,9 @@ pub fn check_adapter(
     let extra: Vec<&str> = file
         .names()
         .filter(|name| {
-            !expected.contains_key(*name) && !is_kept_beside_tokens(name, &config.tokens, tied)
+            !expected.contains_key(*name)
+                && !is_kept_beside_tokens(name, &config.tokens, tied)
+                && !is_kept_beside_factors(name, |name| expected.contains_key(name))
         })
         .collect();
     for (names, what) in [
@@ -126,6 +128,46 @@ mod tests {
             target_modules: vec!["up_proj".into()],
             shape: Default::default(),
             tokens: Default::default(),
+        }
+    }
+
+    #[test]
+    fn the_matrix_that_peft_saves_beside_an_adapter_on_it_is_passed_over() {
+        let named = |path: &str, kind: &str| format!("base_model.model.{path}.{kind}");
+        let factors = [
+            ("lora_embedding_A", [2, 9]),
+            ("lora_embedding_B", [3, 2]),
+            ("base_layer.weight", [9, 3]),
+        ];
+        let embedding = Adapted {
+            path: "model.embed_tokens".into(),
+            rank: 2,
+            inputs: 9,
+            outputs: 3,
+            has_bias: false,
+        };
+        for (path, is_known) in [("model.embed_tokens", true), ("lm_head", false)] {
+            let folder = tempfile::tempdir().unwrap();
+            config(false).write(folder.path()).unwrap();
+            let bytes = [0; 256];
+            let tensors = factors.iter().map(|(kind, shape)| {
+                let path = match *kind {
+                    "base_layer.weight" => path,
+                    _ => "model.embed_tokens",
+                };
+                let size = 4 * shape[0] * shape[1];
+                (
+                    named(path, kind),
+                    Dtype::F32,
+                    shape.to_vec(),
+                    &bytes[..size],
+                )
+            });
+            write(folder.path(), ADAPTER_WEIGHTS, tensors, &[]).unwrap();
+            let lora = config(false).to_lora();
+            let linears = std::slice::from_ref(&embedding);
+            let checked = check_adapter(folder.path(), &lora, linears, &[], true);
+            assert_eq!(checked.is_ok(), is_known, "{path}: {checked:?}");
         }
     }
 

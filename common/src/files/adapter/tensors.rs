@@ -1,6 +1,9 @@
 //! Names and shapes of an adapter's tensors, as PEFT 0.21 saves them.
 
-use crate::job::{LoraSpec, MAGNITUDE, TrainedRows, TrainedTokens};
+use crate::job::{LoraSpec, MAGNITUDE, TOKEN_MODULES, TrainedRows, TrainedTokens};
+
+/// Path of the embedding.
+const EMBEDDING: &str = TOKEN_MODULES[0];
 
 /// One of the tensors of an adapted module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +12,10 @@ pub enum Factor {
     A,
     /// `B`, of shape `[out, r]`.
     B,
+    /// `A` of an adapter on the embedding, of shape `[r, vocabulary]`: a column for each token.
+    EmbeddingA,
+    /// `B` of an adapter on the embedding, of shape `[width, r]`.
+    EmbeddingB,
     /// The norms of the rows of the adapted weight, of shape `[out]` (DoRA).
     Magnitude,
     /// The bias of `B`, of shape `[out]`.
@@ -21,9 +28,11 @@ pub enum Factor {
 
 impl Factor {
     /// A name may end as several do: the first is meant.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::A,
         Self::B,
+        Self::EmbeddingA,
+        Self::EmbeddingB,
         Self::Magnitude,
         Self::BiasOfB,
         Self::Bias,
@@ -35,6 +44,8 @@ impl Factor {
         match self {
             Self::A => "lora_A.weight",
             Self::B => "lora_B.weight",
+            Self::EmbeddingA => "lora_embedding_A",
+            Self::EmbeddingB => "lora_embedding_B",
             Self::Magnitude => MAGNITUDE,
             Self::BiasOfB => "lora_B.bias",
             Self::Bias => "base_layer.bias",
@@ -48,7 +59,7 @@ pub fn tensor_name(module: &str, factor: Factor) -> String {
     format!("base_model.model.{module}.{}", factor.ending())
 }
 
-/// A linear that an adapter is put on.
+/// A linear that an adapter is put on, or the embedding, whose inputs are tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapted {
     /// Path of the module, such as `model.layers.0.self_attn.q_proj`.
@@ -71,9 +82,10 @@ pub fn adapter_tensors(
         outputs,
         has_bias,
     } = linear;
+    let [a, b] = factors_at(path);
     let tensors = [
-        (Factor::A, vec![*rank, *inputs], true),
-        (Factor::B, vec![*outputs, *rank], true),
+        (a, vec![*rank, *inputs], true),
+        (b, vec![*outputs, *rank], true),
         (Factor::Magnitude, vec![*outputs], lora.use_dora),
         (Factor::BiasOfB, vec![*outputs], lora.lora_bias),
         (
@@ -84,6 +96,24 @@ pub fn adapter_tensors(
     ];
     let there = tensors.into_iter().filter(|(_, _, is_there)| *is_there);
     there.map(move |(factor, shape, _)| (tensor_name(path, factor), shape))
+}
+
+/// The factors of the adapter on the module at this path.
+pub fn factors_at(path: &str) -> [Factor; 2] {
+    match path == EMBEDDING {
+        true => [Factor::EmbeddingA, Factor::EmbeddingB],
+        false => [Factor::A, Factor::B],
+    }
+}
+
+/// Whether PEFT saves a tensor of that name beside an adapter on the embedding or the output layer, by its usual settings: the base
+/// model's matrix that the adapter is on. `has` says which tensors are there.
+pub fn is_kept_beside_factors(name: &str, has: impl Fn(&str) -> bool) -> bool {
+    TOKEN_MODULES.into_iter().any(|module| {
+        let [a, _] = factors_at(module);
+        name == format!("base_model.model.{module}.base_layer.weight")
+            && has(&tensor_name(module, a))
+    })
 }
 
 /// PEFT's name for the rows of a token matrix that are trained by themselves: whole rows, not what is added to them.
@@ -150,11 +180,25 @@ mod tests {
     }
 
     #[test]
+    fn a_matrix_beside_factors_is_known_where_there_are_factors_on_it() {
+        let has = |name: &str| name == "base_model.model.model.embed_tokens.lora_embedding_A";
+        let base = |module: &str| format!("base_model.model.{module}.base_layer.weight");
+        assert!(is_kept_beside_factors(&base("model.embed_tokens"), has));
+        assert!(!is_kept_beside_factors(&base("lm_head"), has));
+        assert!(!is_kept_beside_factors(
+            &base("model.layers.0.mlp.up_proj"),
+            |_| true
+        ));
+    }
+
+    #[test]
     fn tensor_names_are_peft_s() {
         let module = "model.layers.0.self_attn.q_proj";
         for (factor, ending) in [
             (Factor::A, "lora_A.weight"),
             (Factor::B, "lora_B.weight"),
+            (Factor::EmbeddingA, "lora_embedding_A"),
+            (Factor::EmbeddingB, "lora_embedding_B"),
             (Factor::Magnitude, "lora_magnitude_vector"),
             (Factor::BiasOfB, "lora_B.bias"),
             (Factor::Bias, "base_layer.bias"),

@@ -42,9 +42,9 @@ pub(super) const FIELDS: &[Field] = &[
     field(
         "lora_target_modules",
         &["target_modules", "lora_target"],
-        "all-linear, or a list of module names",
+        "all-linear, a list of module names, or a regular expression",
         "all-linear",
-        "Which linear layers get an adapter; all-linear leaves the output layer out.",
+        "Which linear layers get an adapter; all-linear leaves the output layer out. embed_tokens and lm_head may be named too, on processors: an output layer that is the embedding gets an adapter of its own, or none, as in PEFT.",
     ),
     field(
         "lora_target_linear",

@@ -128,8 +128,8 @@ pub(super) const FIELDS: &[Field] = &[
         "loraplus_lr_embedding",
         &[],
         "0 or more",
-        "none",
-        "Rate of adapters on embeddings with LoRA+. There are none here.",
+        "1e-6",
+        "Learning rate of an adapter on the embedding with LoRA+.",
     ),
     field(
         "lr_groups",

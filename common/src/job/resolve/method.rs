@@ -122,11 +122,14 @@ fn tell_of_processors(reader: &mut Reader<'_>, lora: &LoraSpec) {
         Some(_) => "init_lora_weights",
         None => "pissa_init",
     };
+    let [embedding, head] = lora.adapts_tokens();
     let fields = [
         (lora.use_dora, "use_dora"),
         (!lora.biases.is_none(), "bias"),
         (lora.lora_bias, "lora_bias"),
         (lora.init.is_from_base(), start),
+        (embedding, "embed_tokens in lora_target_modules"),
+        (head, "lm_head in lora_target_modules"),
     ];
     let fields = fields.into_iter().filter(|(is_there, _)| *is_there);
     let fields: Vec<&str> = fields.map(|(_, field)| field).collect();

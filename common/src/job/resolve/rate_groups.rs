@@ -10,6 +10,8 @@ use crate::job::{Method, Optimizer, RateGroup, RateGroups};
 
 const MAX_GROUPS: usize = 1000;
 const WANTED: &str = "a list of groups, as in [{name: output, modules: [o_proj], lr: 1e-5}]";
+/// The rate of an adapter on the embedding, where LoRA+ is not told another (PEFT, `optimizers/loraplus.py`).
+const LORA_PLUS_EMBEDDING: f64 = 1e-6;
 /// All fields of this file.
 const FIELDS: [&str; 4] = [
     "loraplus_lr_ratio",
@@ -56,7 +58,11 @@ fn rates(reader: &mut Reader<'_>, method: &Method, learning_rate: f64) -> RateGr
     let groups = lr_groups(reader);
     let embedding = embedding(reader, learning_rate);
     let is_lora = matches!(method, Method::Lora(_));
-    if of_embedding.is_some() && is_lora {
+    let adapted = match method {
+        Method::Full => [false; 2],
+        Method::Lora(lora) => lora.adapts_tokens(),
+    };
+    if of_embedding.is_some() && is_lora && !adapted[0] {
         let told = "loraplus_lr_embedding: changes nothing, because no adapter is on an embedding";
         reader.notices.push(told.to_owned());
     }
@@ -65,7 +71,7 @@ fn rates(reader: &mut Reader<'_>, method: &Method, learning_rate: f64) -> RateGr
         Method::Full => true,
         Method::Lora(lora) => {
             let adds = |name: &&str| reader.given(name).is_some();
-            !lora.tokens.is_none() || ADDING.iter().any(adds)
+            adapted.contains(&true) || !lora.tokens.is_none() || ADDING.iter().any(adds)
         }
     };
     if embedding.is_some() && !trains_tokens {
@@ -81,7 +87,8 @@ fn rates(reader: &mut Reader<'_>, method: &Method, learning_rate: f64) -> RateGr
                     reader.problem(given, message.to_owned());
                 }
             }
-            RateGroups::LoraPlus { ratio }
+            let embedding = adapted[0].then(|| of_embedding.unwrap_or(LORA_PLUS_EMBEDDING));
+            RateGroups::LoraPlus { ratio, embedding }
         }
         // Said beside the other fields of adapters.
         Some(_) => RateGroups::None,

@@ -163,7 +163,15 @@ fn what_no_optimizer_takes_is_refused_in_one_line() {
 fn lora_plus_decays_as_its_owner_does() {
     let text = "adapter: lora\nloraplus_lr_ratio: 16\nweight_decay: 0.1\n";
     let of_peft = job(text);
-    assert_eq!(of_peft.lr_groups, RateGroups::LoraPlus { ratio: 16.0 });
+    let plus = |embedding| RateGroups::LoraPlus {
+        ratio: 16.0,
+        embedding,
+    };
+    assert_eq!(of_peft.lr_groups, plus(None));
+    let on_embedding = format!("{text}lora_target_modules: [embed_tokens, q_proj]\n");
+    assert_eq!(job(&on_embedding).lr_groups, plus(Some(1e-6)));
+    let given = job(&format!("{on_embedding}loraplus_lr_embedding: 2e-5\n"));
+    assert_eq!(given.lr_groups, plus(Some(2e-5)));
     assert_eq!(of_peft.weight_decay, 0.0);
     assert!(of_peft.reading.notices[0].starts_with("weight_decay: changes nothing"));
     let of_llama_factory = job(&format!("{text}dialect: llama_factory\n"));

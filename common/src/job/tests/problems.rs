@@ -219,6 +219,10 @@ fn what_only_processors_do_of_an_adapter_is_told() {
         ("lora_bias: true\n", "lora_bias"),
         ("init_lora_weights: olora\n", "init_lora_weights"),
         ("pissa_init: true\n", "pissa_init"),
+        (
+            "lora_target_modules: [lm_head, embed_tokens, q_proj]\n",
+            "embed_tokens in lora_target_modules, lm_head in lora_target_modules",
+        ),
     ] {
         let told = format!("{fields}: done on processors; a worker on a GPU refuses the job");
         let read = job(&format!("adapter: lora\n{lines}"));

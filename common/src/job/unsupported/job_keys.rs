@@ -395,7 +395,7 @@ pub(super) const GROUPS: &[Group] = &[
         keys: &["lora_target_parameters", "target_parameters"],
         rule: Only(
             OFF,
-            "adapters go onto linear layers only; name those under lora_target_modules",
+            "the experts' parameters get no adapter; name linear layers under lora_target_modules",
         ),
     },
     Group {

@@ -395,7 +395,11 @@ fn learning_rate(job: &JobSpec) -> String {
 fn groups(job: &JobSpec) -> String {
     match &job.lr_groups {
         RateGroups::None => String::new(),
-        RateGroups::LoraPlus { ratio } => format!(", of B {ratio} times as much (LoRA+)"),
+        RateGroups::LoraPlus { ratio, embedding } => {
+            let embedding = embedding.map(|lr| format!(", of the embedding's {}", rate(lr)));
+            let embedding = embedding.unwrap_or_default();
+            format!(", of B {ratio} times as much{embedding} (LoRA+)")
+        }
         RateGroups::Named { embedding, groups } => {
             let embedding = embedding.map(|lr| ("embedding", lr));
             let groups = groups.iter().map(|group| (group.name.as_str(), group.lr));

@@ -44,6 +44,8 @@ impl SecondHalves {
                     stride: columns,
                     count: rows,
                 },
+                // The adapter of an embedding never has one.
+                Factor::EmbeddingA | Factor::EmbeddingB => return None,
                 Factor::Magnitude | Factor::BiasOfB | Factor::Bias | Factor::BiasAlone => {
                     return None;
                 }

@@ -88,8 +88,14 @@ fn start(
                 }
             }
         }
+        // As PEFT has it, however the others start.
+        (_, Factor::EmbeddingB) => {
+            for value in values {
+                *value = rng.normal() as f32;
+            }
+        }
         // What begins with a part of the weight follows it, and magnitudes do.
-        (_, Factor::B | Factor::Magnitude) => {}
+        (_, Factor::B | Factor::EmbeddingA | Factor::Magnitude) => {}
         (_, Factor::BiasOfB | Factor::Bias | Factor::BiasAlone) => {}
         (AdapterInit::Pissa { .. } | AdapterInit::Olora, Factor::A) => {}
     }

@@ -8,12 +8,14 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use common::files::FileError;
 use common::files::adapter::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens,
-    parse_tensor_name, tensor_name,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Factor, factors_at, is_kept_beside_factors,
+    is_kept_beside_tokens, parse_tensor_name, tensor_name,
 };
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::TensorFile;
-use common::job::{AdapterSizes, BaseDtype, JobSpec, Quantization, TrainedBiases, TrainedRows};
+use common::job::{
+    AdapterSizes, BaseDtype, JobSpec, Quantization, TOKEN_MODULES, TrainedBiases, TrainedRows,
+};
 use common::model::{
     EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert, is_router,
     token_tensor, token_tensors,
@@ -107,7 +109,15 @@ impl Adapter {
         !self.config.tokens.is_none()
     }
 
-    /// The model with as many tokens as the adapter has.
+    /// Whether it has factors on the embedding or the output layer.
+    fn adapts_tokens(&self) -> bool {
+        TOKEN_MODULES.into_iter().any(|module| {
+            let [a, _] = factors_at(module);
+            self.file.get(&tensor_name(module, a)).is_some()
+        })
+    }
+
+    /// The model with as many tokens as the adapter has, whose output layer is the embedding only where both stay one matrix.
     pub fn on(&mut self, config: ModelConfig) -> Result<ModelConfig, InferenceError> {
         let tokens = std::mem::take(&mut self.config.tokens).of_model(config.tied);
         self.config.tokens = tokens.ok_or_else(|| InferenceError::UnknownModule {
@@ -115,6 +125,8 @@ impl Adapter {
             module: "rows of the output layer apart from the embedding".to_owned(),
         })?;
         let mut config = config.with_trained_tokens(&self.config.tokens);
+        // What an adapter adds to the embedding is not in the output layer, nor the other way.
+        config.tied &= !self.adapts_tokens();
         for (name, _) in token_tensors(&config, &self.config.tokens) {
             // A matrix that was trained as a whole has as many rows as there were tokens.
             let rows = self
@@ -182,7 +194,10 @@ fn merge_adapter(
     }: &Adapter,
 ) -> Result<(), InferenceError> {
     let of_tokens = token_tensors(config, &adapter.tokens);
-    let is_kept = |name: &str| is_kept_beside_tokens(name, &adapter.tokens, config.tied);
+    let is_kept = |name: &str| {
+        is_kept_beside_tokens(name, &adapter.tokens, config.tied)
+            || is_kept_beside_factors(name, |name| file.get(name).is_some())
+    };
     let sizes = adapter.sizes();
     for name in file.names() {
         let unknown = |module: &str| InferenceError::UnknownModule {
@@ -194,7 +209,7 @@ fn merge_adapter(
         }
         let (module, factor) = parse_tensor_name(name).ok_or_else(|| unknown(name))?;
         let is_expected = match factor {
-            Factor::A | Factor::B => true,
+            Factor::A | Factor::B | Factor::EmbeddingA | Factor::EmbeddingB => true,
             Factor::Magnitude => adapter.use_dora,
             Factor::BiasOfB => adapter.lora_bias,
             Factor::Bias => !adapter.biases.is_none(),
@@ -207,6 +222,7 @@ fn merge_adapter(
         }
         match factor {
             Factor::A => merge_linear(weights, module, (file, adapter, &sizes))?,
+            Factor::EmbeddingA => merge_embedding(weights, module, (file, &sizes))?,
             Factor::BiasAlone => {
                 let own = weights.get(&bias_name).ok_or_else(|| unknown(name))?;
                 let trained = read_tensor(file, name, own.dims())?;
@@ -214,12 +230,15 @@ fn merge_adapter(
             }
             // Read with its A; one without an A is reported as missing.
             _ => {
+                let a = match factor {
+                    Factor::EmbeddingB => Factor::EmbeddingA,
+                    _ => Factor::A,
+                };
                 let missing = || FileError::MissingTensor {
                     path: file.path().to_owned(),
-                    tensor: tensor_name(module, Factor::A),
+                    tensor: tensor_name(module, a),
                 };
-                file.get(&tensor_name(module, Factor::A))
-                    .ok_or_else(missing)?;
+                file.get(&tensor_name(module, a)).ok_or_else(missing)?;
             }
         }
     }
@@ -230,6 +249,30 @@ fn merge_adapter(
     for (matrix, rows) in both.into_iter().filter(|(_, rows)| !rows.is_none()) {
         merge_tokens(weights, config, file, (matrix, rows))?;
     }
+    Ok(())
+}
+
+/// Merges the adapter of the embedding, whose factor A has a column for each token.
+fn merge_embedding(
+    weights: &mut HashMap<String, Tensor>,
+    module: &str,
+    (file, sizes): (&TensorFile, &AdapterSizes),
+) -> Result<(), InferenceError> {
+    let unknown = || InferenceError::UnknownModule {
+        path: file.path().to_owned(),
+        module: module.to_owned(),
+    };
+    let name = format!("{module}.weight");
+    let weight = weights.get(&name).filter(|_| name == EMBEDDING);
+    let weight = weight.ok_or_else(unknown)?;
+    let (tokens, width) = weight.dims2()?;
+    let (rank, scale) = (sizes.rank(module), sizes.scale(module));
+    let read = |factor, shape: &[usize]| read_tensor(file, &tensor_name(module, factor), shape);
+    let a = read(Factor::EmbeddingA, &[rank, tokens])?;
+    let b = read(Factor::EmbeddingB, &[width, rank])?;
+    let added = (a.t()?.matmul(&b.t()?)? * scale)?;
+    let merged = (weight + added)?;
+    weights.insert(name, merged);
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 mod mixer;
 
 use common::files::adapter::{Factor, tensor_name};
-use common::job::{BaseDtype, Quantization, TrainedRows};
+use common::job::{BaseDtype, Quantization, TOKEN_MODULES, TrainedRows};
 use common::model::{
     self, EMBEDDING, FINAL_NORM, FUSED_BIAS, FusedExperts, HEAD, LinearShape, ModelConfig,
     projections, token_tensor,
@@ -26,7 +26,9 @@ use crate::engine::EngineError;
 use crate::engine::adapter::JobAdapter;
 use crate::engine::buffer::Pool;
 use crate::engine::ops::clamped_swiglu::ClampedSwiglu;
+use crate::engine::ops::embedding::Embedding;
 use crate::engine::ops::lora_linear::Lora;
+use crate::engine::ops::output_layer::OutputLayer;
 use crate::engine::ops::projection::{Linear, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::routing::Routing;
@@ -55,6 +57,14 @@ impl Parts<'_> {
         let head = match self.config.tied {
             true => embedding.clone(),
             false => self.token_matrix(HEAD)?,
+        };
+        let head = self.output_layer(head);
+        let embedding = Embedding {
+            lora: self
+                .lora
+                .as_ref()
+                .and_then(|lora| lora.on_embedding(self.parameters)),
+            matrix: embedding,
         };
         let layers = (0..self.config.layers)
             .map(|layer| self.layer(layer))
@@ -93,6 +103,21 @@ impl Parts<'_> {
             weight: self.matrix(name, &shape, quantization)?,
             rows: own.map(|(rows, weight)| TokenRows::new(weight, rows.listed())),
         })
+    }
+
+    /// The output layer of this matrix, with its adapter where it has one; the matrix itself may be the embedding, too.
+    fn output_layer(&self, matrix: TokenMatrix) -> OutputLayer {
+        let path = TOKEN_MODULES[1];
+        let Some(lora) = self.lora(path) else {
+            return matrix.into();
+        };
+        let linear = Linear {
+            weight: matrix.weight,
+            bias: None,
+            lora: Some(lora),
+        };
+        self.start(&linear, path);
+        OutputLayer::Adapted(Projection(vec![linear]))
     }
 
     fn layer(&self, layer: usize) -> Result<DecoderLayer, EngineError> {
@@ -274,15 +299,21 @@ impl Parts<'_> {
             bias,
             lora: self.lora(&path),
         };
-        if let (Some(seed), Some(lora)) = (self.new_adapter, &self.lora) {
-            lora.start_from(&linear, &path, seed);
-            let pool = Pool::default();
-            match self.dtype {
-                BaseDtype::Float32 => linear.start_magnitudes::<f32>(&pool),
-                BaseDtype::Bfloat16 => linear.start_magnitudes::<bf16>(&pool),
-            }
-        }
+        self.start(&linear, &path);
         Ok(linear)
+    }
+
+    /// Starts what follows the weight of a linear, where its adapter is a new one.
+    fn start(&self, linear: &Linear, path: &str) {
+        let (Some(seed), Some(lora)) = (self.new_adapter, &self.lora) else {
+            return;
+        };
+        lora.start_from(linear, path, seed);
+        let pool = Pool::default();
+        match self.dtype {
+            BaseDtype::Float32 => linear.start_magnitudes::<f32>(&pool),
+            BaseDtype::Bfloat16 => linear.start_magnitudes::<bf16>(&pool),
+        }
     }
 
     /// The bias of a linear, which may be trained beside an adapter.

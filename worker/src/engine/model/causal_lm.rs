@@ -18,24 +18,25 @@ use crate::engine::batch::Batch;
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::ops::cross_entropy::{LogitRule, LossHead, LossSum, chunk_count};
 use crate::engine::ops::element::Element;
-use crate::engine::ops::embedding;
+use crate::engine::ops::embedding::Embedding;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::ops::matrix::View;
+use crate::engine::ops::output_layer::OutputLayer;
+use crate::engine::ops::projection::Context;
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::router_loss::RouterLoss;
 use crate::engine::ops::scale_in_place;
 use crate::engine::ops::segments::SegmentViews;
-use crate::engine::ops::token_matrix::TokenMatrix;
 
 /// A decoder that is trained on the processor.
 pub struct CausalLm {
     config: ModelConfig,
     /// What activations are stored and multiplied as.
     dtype: BaseDtype,
-    embedding: TokenMatrix,
+    embedding: Embedding,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
-    head: TokenMatrix,
+    head: OutputLayer,
     ropes: Mutex<Arc<RopeTables>>,
     /// All windows that layers have.
     windows: Vec<usize>,
@@ -65,7 +66,7 @@ impl CausalLm {
     /// Puts a model together. `sequence_len` is a hint: tables grow when longer sequences come.
     pub fn new(
         (config, dtype): (&ModelConfig, BaseDtype),
-        (embedding, head): (TokenMatrix, TokenMatrix),
+        (embedding, head): (Embedding, OutputLayer),
         layers: Vec<DecoderLayer>,
         norm: RmsNorm,
         sequence_len: usize,
@@ -157,7 +158,7 @@ impl CausalLm {
         pass.abandon = pass.abandon.filter(|_| droppable);
         let mut gradient = self.pool.take(x.len());
         let mut sum = self
-            .loss_head()
+            .loss_head(mask)
             .loss::<E>(&x, &batch.targets, Some(&mut gradient));
         sum.loss += router_loss.as_ref().map_or(0.0, RouterLoss::loss);
         drop(x);
@@ -169,7 +170,7 @@ impl CausalLm {
             if scale != 1.0 {
                 scale_in_place(&mut gradient, scale);
             }
-            embedding::backward(&batch.ids, &self.embedding, &gradient, &self.pool);
+            self.embedding.backward(&batch.ids, &gradient, &self.pool);
         }
         drop(gradient);
         self.pool.end_slot();
@@ -198,7 +199,7 @@ impl CausalLm {
     fn evaluate_as<E: Element>(&self, batch: &Batch) -> Option<LossSum> {
         let router_loss = self.router_loss(batch);
         let x = self.hidden::<E>(batch, Some(&self.abandon), router_loss.as_ref())?;
-        let mut sum = self.loss_head().loss::<E>(&x, &batch.targets, None);
+        let mut sum = self.loss_head(None).loss::<E>(&x, &batch.targets, None);
         sum.loss += router_loss.as_ref().map_or(0.0, RouterLoss::loss);
         Some(sum)
     }
@@ -254,13 +255,18 @@ impl CausalLm {
     fn logits_of<E: Element>(&self, x: &[f32]) -> Vec<f32> {
         let mut normed = self.pool.take::<E>(x.len());
         self.norm.forward(x, &mut normed[..]);
-        let (vocabulary, width) = self.head.weight.matrix_dims();
+        let (vocabulary, width) = self.head.dims();
         let tokens = x.len() / width;
         let mut logits = vec![0.0f32; tokens * vocabulary];
         let normed = View::new(&normed[..], tokens, width);
         let factors = self.head.factors::<E>(&self.pool);
-        self.head
-            .multiply(&factors, normed, &mut logits, &self.pool);
+        let context = Context {
+            tokens,
+            mask: None,
+            pool: &self.pool,
+        };
+        let factors = factors.as_ref();
+        self.head.multiply(factors, normed, &mut logits, context);
         let rule = self.logit_rule();
         logits
             .par_chunks_mut(vocabulary)
@@ -286,7 +292,7 @@ impl CausalLm {
 
     fn embed(&self, batch: &Batch) -> Buffer<f32> {
         let mut x = self.pool.take(batch.ids.len() * self.config.hidden_size);
-        embedding::forward(&batch.ids, &self.embedding, &mut x);
+        self.embedding.forward(&batch.ids, &mut x, &self.pool);
         let scale = self.embedding_scale();
         if scale != 1.0 {
             scale_in_place(&mut x, scale);
@@ -309,10 +315,11 @@ impl CausalLm {
         Some(RouterLoss::new(coefficient, batch.targets.len()))
     }
 
-    fn loss_head(&self) -> LossHead<'_> {
+    fn loss_head(&self, mask: Option<MaskKey>) -> LossHead<'_> {
         LossHead {
             norm: &self.norm,
             head: &self.head,
+            mask,
             pool: &self.pool,
             loss: self.token_loss,
             logits: self.logit_rule(),

@@ -9,10 +9,13 @@ use common::memory::processor::chunk_rows;
 use rayon::prelude::*;
 
 use super::element::{Element, round_in_place};
+use super::lora_linear::MaskKey;
 use super::matrix::View;
+use super::output_layer::OutputLayer;
+use super::projection::{Context, LowRank};
 use super::rms_norm::RmsNorm;
 use super::token_loss::loss_row;
-use super::token_matrix::{Factors, TokenMatrix};
+use super::token_matrix::Factors;
 use super::vector::{self, dispatch};
 use crate::engine::buffer::{Buffer, Pool};
 
@@ -38,7 +41,9 @@ pub struct LossSum {
 pub struct LossHead<'a> {
     pub norm: &'a RmsNorm,
     /// The output layer.
-    pub head: &'a TokenMatrix,
+    pub head: &'a OutputLayer,
+    /// Key of the masks of an adapter's inputs; None where nothing is dropped.
+    pub mask: Option<MaskKey>,
     pub pool: &'a Pool,
     pub loss: TokenLoss,
     pub logits: LogitRule,
@@ -103,7 +108,7 @@ impl LossHead<'_> {
         targets: &[Target],
         mut dx: Option<&mut [f32]>,
     ) -> LossSum {
-        let (vocabulary, width) = self.head.weight.matrix_dims();
+        let (vocabulary, width) = self.head.dims();
         // Evenly: a small last chunk would read the whole output layer for a few rows.
         let rows = targets
             .len()
@@ -115,24 +120,36 @@ impl LossHead<'_> {
             normed: self.pool.take::<E>(rows * width),
             logits: self.pool.take::<f32>(rows * vocabulary),
             head: self.head.factors(self.pool),
+            low_rank: None,
         };
         if let Some(dx) = &mut dx {
             dx.fill(0.0);
         }
         let mut total = LossSum::default();
-        for targets in targets.chunks(rows.max(1)) {
-            let sum = self.forward(x, targets, &mut chunk);
+        for (part, targets) in targets.chunks(rows.max(1)).enumerate() {
+            let context = Context {
+                tokens: targets.len(),
+                mask: self.mask.map(|mask| mask.of_part(part)),
+                pool: self.pool,
+            };
+            let sum = self.forward(x, targets, &mut chunk, context);
             total.loss += sum.loss;
             total.correct += sum.correct;
             if let Some(dx) = &mut dx {
-                self.backward(targets, &mut chunk, dx);
+                self.backward(targets, &mut chunk, dx, context);
             }
         }
         total
     }
 
     /// Computes the losses of a chunk; leaves the logits' gradients in place of the logits.
-    fn forward<E: Element>(&self, x: &[f32], targets: &[Target], chunk: &mut Chunk<E>) -> LossSum {
+    fn forward<E: Element>(
+        &self,
+        x: &[f32],
+        targets: &[Target],
+        chunk: &mut Chunk<E>,
+        context: Context,
+    ) -> LossSum {
         let (rows, width, vocabulary) = (targets.len(), chunk.width, chunk.vocabulary);
         for (row, target) in chunk.x.chunks_exact_mut(width).zip(targets) {
             row.copy_from_slice(&x[target.row * width..(target.row + 1) * width]);
@@ -141,7 +158,8 @@ impl LossHead<'_> {
         self.norm.forward(&chunk.x[..rows * width], normed);
         let normed = View::new(&normed[..], rows, width);
         let logits = &mut chunk.logits[..rows * vocabulary];
-        self.head.multiply(&chunk.head, normed, logits, self.pool);
+        let head = chunk.head.as_ref();
+        chunk.low_rank = self.head.multiply(head, normed, logits, context);
         let losses: Vec<(f64, bool)> = chunk.logits[..rows * vocabulary]
             .par_chunks_mut(vocabulary)
             .zip(targets)
@@ -168,13 +186,20 @@ impl LossHead<'_> {
         sum
     }
 
-    fn backward<E: Element>(&self, targets: &[Target], chunk: &mut Chunk<E>, dx: &mut [f32]) {
+    fn backward<E: Element>(
+        &self,
+        targets: &[Target],
+        chunk: &mut Chunk<E>,
+        dx: &mut [f32],
+        context: Context,
+    ) {
         let (rows, width, vocabulary) = (targets.len(), chunk.width, chunk.vocabulary);
         let mut d_normed = self.pool.take::<f32>(rows * width);
         let normed = View::new(&chunk.normed[..rows * width], rows, width);
         let d_logits = &mut chunk.logits[..rows * vocabulary];
+        let kept = (chunk.head.as_ref(), &chunk.low_rank);
         self.head
-            .backward(&chunk.head, normed, d_logits, &mut d_normed, self.pool);
+            .backward(kept, normed, d_logits, &mut d_normed, context);
         let mut d_rows = self.pool.zeroed::<f32>(rows * width);
         self.norm
             .backward(&chunk.x[..rows * width], &d_normed, &mut d_rows);
@@ -196,8 +221,10 @@ struct Chunk<E> {
     x: Buffer<f32>,
     normed: Buffer<E>,
     logits: Buffer<f32>,
-    /// The output layer as products take it.
-    head: Factors<E>,
+    /// The output layer as products take it, where it is a matrix.
+    head: Option<Factors<E>>,
+    /// What its adapter made of the rows, where it has one.
+    low_rank: LowRank<E>,
 }
 
 /// Number of chunks: how often the output layer gets a gradient.
@@ -209,6 +236,7 @@ pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::engine::ops::token_matrix::TokenMatrix;
     use crate::engine::params::Weight;
     use crate::engine::testing::{TestWeights, check_op, flat, random_tensor, random_values};
     use candle_core::{D, Device, Result, Tensor};
@@ -260,16 +288,18 @@ mod tests {
             offset: false,
         };
         let pool = Pool::default();
-        let matrix = TokenMatrix::from(head.clone());
+        let layer = OutputLayer::from(TokenMatrix::from(head.clone()));
+        let head_is_bf16 = head.is_bf16();
         let head = LossHead {
             norm: &norm,
-            head: &matrix,
+            head: &layer,
+            mask: None,
             pool: &pool,
             loss,
             logits: LogitRule::NONE,
         };
         let mut dx = vec![f32::NAN; x.len()];
-        let sum = match matrix.weight.is_bf16() {
+        let sum = match head_is_bf16 {
             true => head.loss::<bf16>(x, targets, Some(&mut dx)),
             false => head.loss::<f32>(x, targets, Some(&mut dx)),
         };

@@ -231,7 +231,9 @@ fn add_to_columns<E: Element>(
 /// A copy of `dy` with each column multiplied by its factor.
 pub(super) fn scaled<E: Element>(dy: View<E>, factors: &[f32], pool: &Pool) -> Buffer<E> {
     let mut copy = pool.take(dy.rows * dy.columns);
-    copy.copy_from_slice(&dy.data[..dy.rows * dy.columns]);
+    for (row, to) in copy.chunks_exact_mut(dy.columns).enumerate() {
+        to.copy_from_slice(dy.row(row));
+    }
     scale_rows(&mut copy[..], factors, Start::Zero);
     copy
 }

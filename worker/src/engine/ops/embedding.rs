@@ -2,13 +2,50 @@
 
 use rayon::prelude::*;
 
+use super::lora_embedding::LoraEmbedding;
 use super::token_matrix::TokenMatrix;
 use super::{ROW_TILE, vector};
 use crate::engine::buffer::Pool;
 use crate::engine::params::Weight;
 
+/// The embedding, and perhaps an adapter on it.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    pub matrix: TokenMatrix,
+    pub lora: Option<LoraEmbedding>,
+}
+
+impl From<TokenMatrix> for Embedding {
+    fn from(matrix: TokenMatrix) -> Self {
+        Self { matrix, lora: None }
+    }
+}
+
+impl Embedding {
+    /// Whether anything of it is trained.
+    pub fn is_trained(&self) -> bool {
+        self.matrix.is_trained() || self.lora.is_some()
+    }
+
+    /// Looks tokens up, as float32 `[tokens][width]`. Every id is within the vocabulary.
+    pub fn forward(&self, ids: &[u32], rows: &mut [f32], pool: &Pool) {
+        forward(ids, &self.matrix, rows);
+        if let Some(lora) = &self.lora {
+            lora.forward(ids, rows, pool);
+        }
+    }
+
+    /// Hands over the gradients of what is trained.
+    pub fn backward(&self, ids: &[u32], gradient: &[f32], pool: &Pool) {
+        backward(ids, &self.matrix, gradient, pool);
+        if let Some(lora) = &self.lora {
+            lora.backward(ids, gradient, pool);
+        }
+    }
+}
+
 /// Gathers rows `ids` of the matrix, as float32 `[tokens][width]`. Every id is within the vocabulary.
-pub fn forward(ids: &[u32], matrix: &TokenMatrix, rows: &mut [f32]) {
+fn forward(ids: &[u32], matrix: &TokenMatrix, rows: &mut [f32]) {
     let (_, width) = matrix.weight.matrix_dims();
     let weight = matrix.weight.read();
     rows.par_chunks_mut(ROW_TILE * width)
@@ -30,7 +67,7 @@ pub fn forward(ids: &[u32], matrix: &TokenMatrix, rows: &mut [f32]) {
 }
 
 /// Adds each token's gradient row to its id's row, in token order, where that is trained.
-pub fn backward(ids: &[u32], matrix: &TokenMatrix, gradient: &[f32], pool: &Pool) {
+fn backward(ids: &[u32], matrix: &TokenMatrix, gradient: &[f32], pool: &Pool) {
     let tokens = ids.iter().enumerate();
     if let Some(trained) = &matrix.rows {
         let placed = tokens

@@ -44,13 +44,24 @@ pub struct MaskKey {
     pub seed: u64,
     pub step: u64,
     pub slot: u32,
+    /// Which of the parts that a module computes one by one, the others keyed as the first but for this.
+    pub part: u32,
 }
 
 impl MaskKey {
     /// Words that key the generator of a module's mask, for one tile of rows.
     pub(in crate::engine) fn words(&self, module: u64, tile: usize) -> [u64; 5] {
         let (step, slot) = (self.step, u64::from(self.slot));
-        [STREAM_DROPOUT, step, slot, module, tile as u64]
+        let tile = tile as u64 | u64::from(self.part) << 32;
+        [STREAM_DROPOUT, step, slot, module, tile]
+    }
+
+    /// The key of one of a module's parts.
+    pub fn of_part(self, part: usize) -> Self {
+        Self {
+            part: part as u32,
+            ..self
+        }
     }
 }
 

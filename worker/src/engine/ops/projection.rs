@@ -198,6 +198,16 @@ impl Projection {
         context: Context,
     ) -> LowRank<E> {
         let dy = View::new(dy, context.tokens, self.out());
+        self.backward_input_of(dy, dx, context)
+    }
+
+    /// [`backward_input`](Self::backward_input) of rows that may lie apart.
+    pub fn backward_input_of<E: Element>(
+        &self,
+        dy: View<E>,
+        dx: &mut [f32],
+        context: Context,
+    ) -> LowRank<E> {
         let adapters = self.adapters::<E>(context);
         let weights = self.weights();
         let adapted = self.adapted(adapters.as_ref(), &weights, context);
@@ -248,8 +258,19 @@ impl Projection {
         d_low_rank: &LowRank<E>,
         context: Context,
     ) {
-        let total = self.out();
-        let dy = View::new(dy, context.tokens, total);
+        let dy = View::new(dy, context.tokens, self.out());
+        self.backward_weights_of(x, low_rank, dy, d_low_rank, context);
+    }
+
+    /// [`backward_weights`](Self::backward_weights) of a gradient whose rows may lie apart.
+    pub fn backward_weights_of<E: Element>(
+        &self,
+        x: &[E],
+        low_rank: &LowRank<E>,
+        dy: View<E>,
+        d_low_rank: &LowRank<E>,
+        context: Context,
+    ) {
         for (column, linear) in self.columns() {
             let (out, width) = linear.weight.matrix_dims();
             let dy = dy.part(column, out);
@@ -261,14 +282,14 @@ impl Projection {
             });
             if let Some(bias) = &linear.bias {
                 bias.add_gradient(|_, gradient, accumulate| {
-                    column_sums(gradient, accumulate, dy.data, total, context.tokens);
+                    column_sums(gradient, accumulate, dy.data, dy.stride, context.tokens);
                 });
             }
             if let Some(lora) = &linear.lora
                 && let Some(bias) = &lora.bias
             {
                 let mut sums = vec![0.0; out];
-                column_sums(&mut sums, false, dy.data, total, context.tokens);
+                column_sums(&mut sums, false, dy.data, dy.stride, context.tokens);
                 bias.add_gradient(|rows, gradient, accumulate| {
                     if !accumulate {
                         gradient.fill(0.0);

@@ -252,6 +252,9 @@ fn adapter_not_on_gpus(lora: &LoraSpec) -> Option<&'static str> {
     if !lora.biases.is_none() || lora.lora_bias {
         return Some("an adapter with biases (bias, lora_bias)");
     }
+    if lora.adapts_tokens().contains(&true) {
+        return Some("an adapter on the embedding or the output layer (lora_target_modules)");
+    }
     let is_from_base = lora.init.is_from_base();
     is_from_base.then_some("an adapter that begins with a part of the weights (init_lora_weights)")
 }

@@ -522,7 +522,13 @@ fn jobs_of_every_kind() -> Vec<(JobSpec, f64)> {
         groups: vec![group],
     };
     for (method, lr_groups) in [
-        (&adapter, RateGroups::LoraPlus { ratio: 8.0 }),
+        (
+            &adapter,
+            RateGroups::LoraPlus {
+                ratio: 8.0,
+                embedding: None,
+            },
+        ),
         (&Method::Full, grouped),
     ] {
         let grouped = JobSpec {

@@ -182,6 +182,7 @@ fn dropout_is_drawn_from_its_key_and_keeps_the_mean() {
         seed: 1,
         step: 2,
         slot,
+        part: 0,
     };
     let (x, dy) = (random_values(90 * 50, 1), vec![0.0; 90 * 90]);
     let run = |dropout, mask| run::<f32>(&adapted(&weights, dropout), &x, &dy, 90, mask).0;
@@ -203,6 +204,7 @@ fn dropout_s_gradient_goes_through_its_mask() {
         seed: 3,
         step: 1,
         slot: 0,
+        part: 0,
     });
     let (x, direction) = (random_values(70 * 50, 1), random_values(70 * 50, 2));
     let moved: Vec<f32> = x.iter().zip(&direction).map(|(x, d)| x + d).collect();
@@ -224,6 +226,7 @@ fn dropout_s_weight_gradient_sees_the_dropped_input() {
             seed: 3,
             step: 1,
             slot,
+            part: 0,
         })
     };
     let (x, dy) = (random_values(50, 1), random_values(90, 2));
@@ -382,6 +385,7 @@ fn dropped_inputs_of_magnitudes_have_the_gradients_of_their_differences() {
         seed: 3,
         step: 1,
         slot: 0,
+        part: 0,
     });
     let (x, direction) = (random_values(70 * 50, 1), random_values(70 * 50, 2));
     let dy = random_values(70 * 90, 4);

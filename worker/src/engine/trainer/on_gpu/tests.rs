@@ -346,7 +346,10 @@ fn every_optimizer_follows_the_processor_and_resumes_to_the_bit() {
     ] {
         let job = JobSpec {
             optimizer,
-            lr_groups: RateGroups::LoraPlus { ratio: 2.0 },
+            lr_groups: RateGroups::LoraPlus {
+                ratio: 2.0,
+                embedding: None,
+            },
             ..job(lora(TargetModules::AllLinear, 0.0))
         };
         let mut whole = load_on(gpu.clone(), dir.path(), job.clone(), 2);
@@ -398,11 +401,19 @@ fn adapters_that_gpus_have_not_are_refused_when_a_job_is_loaded() {
     let Some(gpu) = gpu() else { return };
     let dir = model("Qwen2ForCausalLM");
     type Change = fn(&mut LoraSpec);
-    let kinds: [(Change, &str); 4] = [
+    let kinds: [(Change, &str); 6] = [
         (|spec| spec.use_dora = true, "use_dora"),
         (|spec| spec.init = AdapterInit::Olora, "init_lora_weights"),
         (|spec| spec.biases = TrainedBiases::LoraOnly, "bias"),
         (|spec| spec.lora_bias = true, "lora_bias"),
+        (
+            |spec| spec.target_modules = TargetModules::Named(vec!["embed_tokens".to_owned()]),
+            "lora_target_modules",
+        ),
+        (
+            |spec| spec.target_modules = TargetModules::Named(vec!["lm_head".to_owned()]),
+            "lora_target_modules",
+        ),
     ];
     for (change, field) in kinds {
         let names = ["q_proj".to_owned(), "v_proj".to_owned()];

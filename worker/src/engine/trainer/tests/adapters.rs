@@ -7,7 +7,7 @@ use common::job::{
 
 use super::four_bits::widened_copy;
 use super::{FAMILIES, blocks, model};
-use crate::engine::testing::{job, load, lora, step};
+use crate::engine::testing::{config, job, load, lora, step, write_model};
 
 fn adapter(dropout: f64, change: impl FnOnce(&mut LoraSpec)) -> Method {
     let Method::Lora(mut spec) = lora(TargetModules::AllLinear, dropout) else {
@@ -214,10 +214,146 @@ fn new_adapters_of_every_kind_leave_the_model_as_it_is() {
         }),
         from_base(AdapterInit::Olora),
         adapter(0.0, |spec| spec.biases = TrainedBiases::All),
+        on_tokens(0.0, |_| {}),
+        on_tokens(0.0, |spec| {
+            spec.target_modules = TargetModules::Named(vec!["lm_head".to_owned()]);
+            spec.use_dora = true;
+        }),
+        on_tokens(0.0, |spec| {
+            spec.target_modules = TargetModules::Named(vec!["lm_head".to_owned()]);
+            spec.init = AdapterInit::Olora;
+        }),
     ] {
         for (found, expected) in logits(method.clone()).iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-5 * largest, "{method:?}");
         }
+    }
+}
+
+/// An adapter on the embedding and the output layer, and on a linear.
+fn on_tokens(dropout: f64, change: impl FnOnce(&mut LoraSpec)) -> Method {
+    adapter(dropout, |spec| {
+        let names = ["embed_tokens", "lm_head", "v_proj"];
+        spec.target_modules = TargetModules::Named(names.map(str::to_owned).into());
+        change(spec);
+    })
+}
+
+/// A small model whose output layer is the embedding, or a matrix of its own.
+fn model_with_head(tied: bool) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut json = config("Qwen3ForCausalLM");
+    json["tie_word_embeddings"] = tied.into();
+    write_model(dir.path(), &json, 7);
+    dir
+}
+
+#[test]
+fn adapters_on_embedding_and_output_layer_are_trained_to_the_same_bits_by_any_threads_and_after_a_resume()
+ {
+    let in_four_bits = Quantization {
+        nested_scales: true,
+        embeddings: true,
+        experts: false,
+    };
+    let usual = || on_tokens(0.0, |_| {});
+    let dora = on_tokens(0.1, |spec| {
+        spec.target_modules = TargetModules::Named(vec!["lm_head".to_owned()]);
+        spec.use_dora = true;
+    });
+    let pissa = on_tokens(0.0, |spec| {
+        spec.target_modules = TargetModules::Named(vec!["lm_head".to_owned()]);
+        spec.init = AdapterInit::Pissa { iterations: None };
+    });
+    for (tied, method, base_dtype, quantization) in [
+        (false, usual(), BaseDtype::Float32, None),
+        (true, usual(), BaseDtype::Float32, None),
+        (true, on_tokens(0.1, |_| {}), BaseDtype::Bfloat16, None),
+        (true, usual(), BaseDtype::Bfloat16, Some(in_four_bits)),
+        (true, dora, BaseDtype::Bfloat16, None),
+        (true, pissa, BaseDtype::Float32, None),
+    ] {
+        let dir = model_with_head(tied);
+        let name = format!("{method:?}, {base_dtype:?}, tied: {tied}");
+        let job = JobSpec {
+            base_dtype,
+            quantization,
+            weight_decay: 0.01,
+            ..job(method)
+        };
+        let mut whole = load(dir.path(), job.clone(), 1);
+        let start = whole.snapshot().unwrap();
+        let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 1e-2)).collect();
+        assert!(losses[3] < 0.99 * losses[0], "{name}: {losses:?}");
+        let mut first = load(dir.path(), job.clone(), 3);
+        for _ in 0..2 {
+            step(&mut first, &blocks(), 1e-2);
+        }
+        let mut resumed = load(dir.path(), job, 2);
+        resumed.restore(&first.snapshot().unwrap()).unwrap();
+        for _ in 2..4 {
+            step(&mut resumed, &blocks(), 1e-2);
+        }
+        let end = whole.snapshot().unwrap();
+        assert_eq!(resumed.snapshot().unwrap(), end, "{name}");
+        for tensor in &end.layout.tensors {
+            let range = tensor.offset..tensor.offset + tensor.scalars();
+            let is_moved = start.weights[range.clone()] != end.weights[range];
+            assert!(is_moved, "{name}: {}", tensor.name);
+        }
+    }
+}
+
+#[test]
+fn an_adapter_on_one_of_two_matrices_that_are_one_leaves_the_other_as_it_is() {
+    let dir = model_with_head(true);
+    let run = |names: &[&str]| {
+        let names = names.iter().map(|name| name.to_string()).collect();
+        let method = adapter(0.0, |spec| {
+            spec.target_modules = TargetModules::Named(names);
+        });
+        let mut trainer = load(dir.path(), job(method), 2);
+        for _ in 0..3 {
+            step(&mut trainer, &blocks(), 1e-2);
+        }
+        trainer.snapshot().unwrap()
+    };
+    let names = |state: common::files::snapshot::Snapshot| -> Vec<String> {
+        let tensors = state.layout.tensors.iter();
+        tensors.map(|tensor| tensor.name.clone()).collect()
+    };
+    let of = |rest: &str| format!("base_model.model.{rest}");
+    assert_eq!(
+        names(run(&["embed_tokens"])),
+        ["A", "B"].map(|factor| of(&format!("model.embed_tokens.lora_embedding_{factor}")))
+    );
+    assert_eq!(
+        names(run(&["lm_head"])),
+        ["A", "B"].map(|factor| of(&format!("lm_head.lora_{factor}.weight")))
+    );
+}
+
+/// As PEFT starts it: a normal B and no A, so that nothing is changed before the first step.
+#[test]
+fn an_adapter_on_the_embedding_starts_with_a_and_not_with_b_at_zero() {
+    let dir = model_with_head(false);
+    for init in [
+        AdapterInit::Kaiming,
+        AdapterInit::Gaussian,
+        AdapterInit::Orthogonal,
+    ] {
+        let trainer = load(dir.path(), job(on_tokens(0.0, |spec| spec.init = init)), 1);
+        let state = trainer.snapshot().unwrap();
+        let values = |factor| {
+            let name = tensor_name("model.embed_tokens", factor);
+            let tensor = state.layout.find(&name).unwrap();
+            state.weights[tensor.offset..tensor.offset + tensor.scalars()].to_vec()
+        };
+        assert!(values(Factor::EmbeddingA).iter().all(|x| *x == 0.0));
+        let b = values(Factor::EmbeddingB);
+        let squares: f32 = b.iter().map(|x| x * x).sum();
+        let deviation = (squares / b.len() as f32).sqrt();
+        assert!((0.75..1.25).contains(&deviation), "{init}: {deviation}");
     }
 }
 
