@@ -403,6 +403,13 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, NO_PER_LAYER),
     },
     Group {
+        keys: &["ensure_weight_tying", "peft_ensure_weight_tying"],
+        rule: Only(
+            OFF,
+            "an embedding and an output layer that are one matrix get adapters, or copies, of their own; remove it",
+        ),
+    },
+    Group {
         keys: &["lora_fan_in_fan_out", "fan_in_fan_out"],
         rule: Instead(OFF, "no layer of the supported models is stored that way"),
     },
