@@ -71,7 +71,7 @@ pub use optimizer::{
     MAGNITUDE, MomentDtype, Moments, Optimizer, RateGroup, RateGroups, TensorRate, is_embedding,
     is_magnitude,
 };
-pub use pattern::whole_path;
+pub use pattern::{spellings, whole_path};
 pub use prompt_format::{PromptFormat, SystemFormat, fill};
 pub use router_loss::RouterLoss;
 pub use spec::*;

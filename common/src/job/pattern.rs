@@ -1,4 +1,4 @@
-//! Regular expressions that name modules by their paths.
+//! Regular expressions that name modules and tensors, and the names that these have.
 
 use regex::Regex;
 
@@ -18,4 +18,14 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
             reason.trim_start_matches("error: ").to_owned()
         }
     })
+}
+
+/// The names of a tensor or a module: its own, and as it is called where the decoder is part of a model that sees, too.
+pub fn spellings(name: &str) -> [String; 3] {
+    let inner = name.strip_prefix("model.").unwrap_or(name);
+    [
+        name.to_owned(),
+        format!("model.language_model.{inner}"),
+        format!("language_model.{name}"),
+    ]
 }

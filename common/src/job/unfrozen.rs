@@ -5,7 +5,7 @@
 use regex::{RegexSet, RegexSetBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::pattern::compile;
+use super::pattern::{compile, spellings};
 use super::quote::shorten;
 
 /// Most patterns.
@@ -81,16 +81,6 @@ impl<'a> NamePatterns<'a> {
         let idle = patterns.filter(|(_, is_idle)| *is_idle);
         idle.map(|(pattern, _)| pattern.as_str()).collect()
     }
-}
-
-/// The names of a tensor: its own, and as it is called where the decoder is part of a model that sees, too.
-fn spellings(name: &str) -> [String; 3] {
-    let inner = name.strip_prefix("model.").unwrap_or(name);
-    [
-        name.to_owned(),
-        format!("model.language_model.{inner}"),
-        format!("language_model.{name}"),
-    ]
 }
 
 /// The regular expression that a pattern means: one that may fit anywhere in a name, and whose dots stand for themselves unless they

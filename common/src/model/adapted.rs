@@ -10,7 +10,7 @@ use super::geometry::{LinearShape, linears, token_tensors};
 use crate::files::adapter::{Adapted, Factor, adapter_tensors, tensor_name};
 use crate::job::{
     AdapterSizes, JobSpec, LoraSpec, Method, TOKEN_MODULES, TargetModules, TrainedBiases, is_named,
-    whole_path,
+    spellings, whole_path,
 };
 use crate::memory::{LINEARS, Ranks};
 
@@ -308,7 +308,9 @@ fn matching(
         known: linear_names(config),
     };
     let regex = whole_path(pattern).map_err(|_| unmatched())?;
-    if matches_experts(config, |path| regex.is_match(path)) {
+    // By the names, too, that a job for a model that sees has for its decoder.
+    let fits = |path: &str| spellings(path).iter().any(|path| regex.is_match(path));
+    if matches_experts(config, fits) {
         return Err(UnmatchedTarget::Experts {
             target: pattern.to_owned(),
             known: linear_names(config),
@@ -316,7 +318,7 @@ fn matching(
     }
     let matched: Vec<AdaptedModule> = all
         .into_iter()
-        .filter(|module| regex.is_match(&module.path))
+        .filter(|module| fits(&module.path))
         .collect();
     match matched.is_empty() {
         true => Err(unmatched()),

@@ -204,3 +204,17 @@ fn biases_of_routers_are_not_left_out_in_silence() {
     let others = config("Qwen2MoeForCausalLM");
     adapted_modules(&others, &lora(TrainedBiases::All)).unwrap();
 }
+
+/// As jobs for models that see name the linears of their decoder.
+#[test]
+fn patterns_may_name_the_decoder_as_a_part_of_a_larger_model() {
+    let llama = config("LlamaForCausalLM");
+    for pattern in [
+        r"model.language_model.layers.[\d]+.(_checkpoint_wrapped_module.)?(mlp|self_attn).(up|q|k)_proj",
+        r"language_model.model.layers.[\d]+.(mlp|self_attn).(up|q|k)_proj",
+    ] {
+        let pattern = TargetModules::Matching(pattern.to_owned());
+        let found = targets(&llama, &pattern).unwrap();
+        assert_eq!(found.len(), 3 * llama.layers);
+    }
+}
