@@ -12,6 +12,9 @@ use crate::engine::ops::vector::{self, dispatch};
 
 /// What is added to the square of a length.
 const EPSILON: f32 = 1e-6;
+/// The logarithm below which nothing is left. What would be is far below the last place of anything that is read, and products
+/// with it would come to numbers that are too small to be normal ones, with which processors take a hundred times as long.
+const FORGOTTEN: f32 = -50.0;
 
 /// What is computed of a chunk, on its way through.
 #[derive(Default)]
@@ -146,12 +149,12 @@ impl Chunk {
         dispatch(
             #[inline(always)]
             || {
-                vector::map1(since, sums, vector::exp);
-                vector::map1(until, sums, |own| vector::exp(sum - own));
+                vector::map1(since, sums, left_of);
+                vector::map1(until, sums, |own| left_of(sum - own));
                 for (row, decays) in decays.chunks_exact_mut(rows).enumerate() {
                     let own = sums[row];
                     vector::map1(&mut decays[..=row], &sums[..=row], |before| {
-                        vector::exp(own - before)
+                        left_of(own - before)
                     });
                 }
             },
@@ -285,6 +288,13 @@ impl Chunk {
             );
         }
     }
+}
+
+/// What is left, of its logarithm.
+#[inline(always)]
+fn left_of(log: f32) -> f32 {
+    let left = vector::exp(log);
+    if log < FORGOTTEN { 0.0 } else { left }
 }
 
 /// Divides rows by their lengths and multiplies them by `scale`.
