@@ -14,7 +14,7 @@ use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
-const CASES: [&str; 23] = [
+const CASES: [&str; 24] = [
     "llama",
     "qwen2-tied",
     "qwen3-tied",

@@ -76,13 +76,20 @@ impl Parts<'_> {
             Some(_) => self.dtype,
             None => BaseDtype::Float32,
         };
-        Ok(CausalLm::new(
-            (self.config, dtype),
-            tokens,
-            layers,
-            norm,
-            sequence_len,
-        ))
+        Ok(
+            CausalLm::new((self.config, dtype), tokens, layers, norm, sequence_len)
+                .learning_from(self.first_learning()),
+        )
+    }
+
+    /// The first layer that something is trained of.
+    fn first_learning(&self) -> usize {
+        let layout = self.parameters.layout();
+        let layers = layout.tensors.iter().filter_map(|tensor| {
+            let (_, behind) = tensor.name.split_once(".layers.")?;
+            behind.split('.').next()?.parse().ok()
+        });
+        layers.min().unwrap_or(self.config.layers)
     }
 
     fn token_matrix(&self, name: &str) -> Result<TokenMatrix, EngineError> {

@@ -40,6 +40,8 @@ pub struct CausalLm {
     ropes: Mutex<Arc<RopeTables>>,
     /// All windows that layers have.
     windows: Vec<usize>,
+    /// Of the layers before this one nothing learns.
+    first_learning: usize,
     checkpointing: bool,
     token_loss: TokenLoss,
     pool: Pool,
@@ -79,12 +81,29 @@ impl CausalLm {
             head,
             ropes: Mutex::new(Arc::new(ropes)),
             windows: config.windows(),
+            first_learning: 0,
             checkpointing: false,
             token_loss: TokenLoss::default(),
             config: config.clone(),
             dtype,
             pool: Pool::default(),
             abandon: Abandon::default(),
+        }
+    }
+
+    /// Says before which layer nothing learns, but perhaps the embedding. Until then every layer is thought to.
+    pub fn learning_from(self, layer: usize) -> Self {
+        Self {
+            first_learning: layer,
+            ..self
+        }
+    }
+
+    /// The first layer that a gradient goes through.
+    fn first_in_backward(&self) -> usize {
+        match self.embedding.is_trained() {
+            true => 0,
+            false => self.first_learning,
         }
     }
 
@@ -108,6 +127,7 @@ impl CausalLm {
             * self
                 .layers
                 .iter()
+                .skip(self.first_in_backward())
                 .map(|layer| layer.kept_bytes(element))
                 .sum::<usize>()
     }
@@ -152,6 +172,7 @@ impl CausalLm {
             true => Keep::Inputs,
             false => Keep::Everything,
         };
+        let keep = (keep, self.first_in_backward());
         let (x, tape) = decoder::forward::<E>(&self.layers, self.embed(batch), pass, keep)?;
         let ran = Instant::now();
         // The loss hands over the first gradient.
@@ -286,7 +307,8 @@ impl CausalLm {
             router_loss,
             ..self.pass(batch, (&ropes, &segments), None)
         };
-        let kept = decoder::forward::<E>(&self.layers, self.embed(batch), pass, Keep::Nothing)?;
+        let keep = (Keep::Nothing, 0);
+        let kept = decoder::forward::<E>(&self.layers, self.embed(batch), pass, keep)?;
         Some(kept.0)
     }
 
@@ -379,7 +401,7 @@ mod tests {
             let (ropes, segments) = (model.ropes(&batch), model.segments(&batch));
             let pass = model.pass(&batch, (&ropes, &segments), None);
             let (x, keep) = (model.embed(&batch), Keep::Everything);
-            let (_, tape) = decoder::forward::<E>(&model.layers, x, pass, keep).unwrap();
+            let (_, tape) = decoder::forward::<E>(&model.layers, x, pass, (keep, 0)).unwrap();
             assert_eq!(tape.bytes(), model.kept_bytes(tokens.len()));
         }
         for architecture in [

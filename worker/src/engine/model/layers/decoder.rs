@@ -16,7 +16,7 @@ pub struct DecoderLayer {
     pub mlp: FeedForward,
 }
 
-/// What is kept of a forward pass for the backward pass.
+/// What is kept of a forward pass for the backward pass, of the layers that this goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     Nothing,
@@ -25,7 +25,7 @@ pub enum Keep {
     Everything,
 }
 
-/// What a forward pass keeps, from the first layer to the last.
+/// What a forward pass keeps, from the first layer that learns to the last.
 pub struct Tape<E> {
     layers: Vec<KeptLayer<E>>,
 }
@@ -44,15 +44,16 @@ struct LayerActivations<E> {
     mlp: FeedForwardActivations<E>,
 }
 
-/// Runs all layers forward: `x` is `[tokens][hidden]`, and so is the result. None where the pass was abandoned.
+/// Runs all layers forward: `x` is `[tokens][hidden]`, and so is the result. Of those before `first`, through which no gradient goes,
+/// nothing is kept. None where the pass was abandoned.
 pub fn forward<E: Element>(
     layers: &[DecoderLayer],
     mut x: Buffer<f32>,
     pass: Pass,
-    keep: Keep,
+    (keep, first): (Keep, usize),
 ) -> Option<(Buffer<f32>, Tape<E>)> {
     let mut tape = Tape { layers: Vec::new() };
-    for layer in layers {
+    for (index, layer) in layers.iter().enumerate() {
         if pass.is_abandoned() {
             return None;
         }
@@ -66,6 +67,7 @@ pub fn forward<E: Element>(
                 .mlp
                 .forward_output(&activations.post_attention_residual, &activations.mlp, pass);
         match keep {
+            _ if index < first => {}
             Keep::Nothing => {}
             Keep::Inputs => tape.layers.push(KeptLayer {
                 x,
@@ -81,8 +83,8 @@ pub fn forward<E: Element>(
     Some((x, tape))
 }
 
-/// Runs all layers backward: turns `gradient`, that of the result, into that of the first layer's input, or into anything
-/// where that is not `wanted`.
+/// Runs the layers backward of which something was kept: turns `gradient`, that of the result, into that of the first one's input, or
+/// into anything where that is not `wanted`.
 ///
 /// Gives memory back layer by layer. None where the pass was abandoned.
 pub fn backward<E: Element>(
@@ -92,7 +94,7 @@ pub fn backward<E: Element>(
     wanted: bool,
     pass: Pass,
 ) -> Option<()> {
-    assert_eq!(tape.layers.len(), layers.len(), "a pass that kept nothing");
+    let layers = &layers[layers.len() - tape.layers.len()..];
     let layers = layers.iter().zip(tape.layers.drain(..)).enumerate();
     for (index, (layer, KeptLayer { x, activations })) in layers.rev() {
         if pass.is_abandoned() {
