@@ -414,7 +414,8 @@ fn routing(criterion: &mut Criterion) {
     let d_weights = random::<f32>(routes.rows(), 2);
     let mut d_logits = vec![0f32; logits.len()];
     group.bench_function("backward", |bencher| {
-        bencher.iter(|| routing.backward(&probabilities, &routes, &d_weights, &mut d_logits));
+        bencher
+            .iter(|| routing.backward(&probabilities, (&routes, &d_weights), None, &mut d_logits));
     });
     group.finish();
 }

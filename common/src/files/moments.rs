@@ -40,6 +40,12 @@ pub(crate) fn has_8bit_moments(scalars: usize, is_embedding: bool) -> bool {
     scalars >= MIN_8BIT_SCALARS && !is_embedding
 }
 
+/// Whether a tensor of that name is the embedding as a whole. Of an adapter, the one that is trained as a whole has this name's end
+/// too; its rows and factors have others.
+pub(crate) fn is_whole_embedding(name: &str) -> bool {
+    name.ends_with("embed_tokens.weight")
+}
+
 /// Lengths of the buffers of a moment in 8 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EightBitLengths {
@@ -86,8 +92,7 @@ impl From<Flat> for Moment {
 impl TensorLayout {
     /// Whether moments of 8 bits have 8 bits of this tensor too.
     pub fn has_8bit_moments(&self) -> bool {
-        // Of an adapter, the matrix that is trained as a whole has this name's end too; its rows and factors have others.
-        has_8bit_moments(self.scalars(), self.name.ends_with("embed_tokens.weight"))
+        has_8bit_moments(self.scalars(), is_whole_embedding(&self.name))
     }
 
     fn blocks(&self) -> usize {

@@ -2,9 +2,8 @@
 //! engine trains ([`Layout`](crate::files::layout::Layout)).
 
 use super::{F32, LINEARS, OwnTensor, Shape, Tokens, Trained, Work};
-use crate::files::moments::{BLOCK_SCALARS, has_8bit_moments};
+use crate::files::moments::{BLOCK_SCALARS, has_8bit_moments, is_whole_embedding};
 use crate::job::TrainedBiases;
-use crate::model::EMBEDDING;
 
 /// Trainable tensors of one size.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +25,7 @@ impl Tensors {
 
     fn own(tensor: &OwnTensor) -> Self {
         Self {
-            is_embedding: tensor.name == EMBEDDING,
+            is_embedding: is_whole_embedding(&tensor.name),
             ..Self::of(1, tensor.shape.iter().product())
         }
     }

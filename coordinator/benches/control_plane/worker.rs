@@ -107,6 +107,7 @@ fn step(
         format: WeightsFormat::Model {
             config: serde_json::Value::Null,
             dtype: Dtype::F32,
+            frozen: None,
         },
     };
     let channels = StepChannels {
