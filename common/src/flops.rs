@@ -6,7 +6,7 @@
 //! is causal, so half of PaLM's. Frozen weights have no gradient of their own, so four operations for each instead of six. Of a mixture
 //! of experts those count that a token goes through.
 
-use crate::memory::{Shape, Trained, Work};
+use crate::memory::{OwnTensor, Shape, Trained, Work};
 
 /// Operations for a token, forward and backward.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,8 +31,10 @@ pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
     let linears = active + head;
     let products = match &work.trained {
         Trained::All => 6 * linears,
-        // As if an embedding were a product.
-        Trained::Some(_) => 4 * linears + 2 * work.scalars(shape),
+        Trained::Some(own) => {
+            let learned = own.iter().map(|tensor| multiplied(shape, tensor));
+            4 * linears + 2 * learned.sum::<u64>()
+        }
         Trained::Adapters { tokens, .. } => {
             // Of an adapter on the embedding, the columns of A are looked up.
             let looked_up = (tokens.ranks[0] * shape.vocab_size) as u64;
@@ -48,6 +50,19 @@ pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
     PerToken {
         products: (products + states.sum::<u64>()) as f64,
         attention: attention as f64,
+    }
+}
+
+/// Scalars of one of the model's own tensors that a token is multiplied by.
+fn multiplied(shape: &Shape, tensor: &OwnTensor) -> u64 {
+    let scalars = tensor.shape.iter().product::<usize>() as u64;
+    let is_looked_up = !shape.tied && tensor.name.contains("embed_tokens");
+    match &shape.experts {
+        _ if tensor.shape.len() < 2 || is_looked_up => 0,
+        Some(experts) if tensor.name.contains(".experts.") => {
+            scalars * experts.per_token as u64 / experts.count as u64
+        }
+        _ => scalars,
     }
 }
 
@@ -134,6 +149,26 @@ mod tests {
             checkpointing: false,
             alone: true,
         }
+    }
+
+    #[test]
+    fn of_some_weights_those_count_twice_more_that_are_trained() {
+        let own = |name: &str, shape: &[usize]| OwnTensor {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+        };
+        let of = |own: Vec<OwnTensor>| per_token(&LARGE, &work(Trained::Some(own))).products;
+        let (all, none) = (
+            per_token(&LARGE, &work(Trained::All)).products,
+            of(Vec::new()),
+        );
+        assert_eq!(none, all * 4.0 / 6.0);
+        let some = vec![
+            own("model.embed_tokens.weight", &[128_256, 4096]),
+            own("model.norm.weight", &[4096]),
+            own("model.layers.3.mlp.down_proj.weight", &[4096, 14_336]),
+        ];
+        assert_eq!(of(some) - none, 2.0 * 4096.0 * 14_336.0);
     }
 
     #[test]

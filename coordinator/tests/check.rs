@@ -355,7 +355,7 @@ fn full_training_of_some_weights_is_told_and_patterns_that_leave_nothing_are_ref
         ),
         (
             full(json!(["norm"])).set("optimizer", json!("muon")),
-            "names norms and biases alone",
+            "names vectors alone",
         ),
         (
             full(json!(["mlp"])).set("tokens", json!(["<new>"])),

@@ -72,6 +72,38 @@ fn full_training_gives_the_same_weights_with_two_workers() {
     }
 }
 
+/// What is left as it is is larger than what a state has of other things.
+#[test]
+fn some_of_the_weights_are_trained_and_the_whole_model_is_written() {
+    let site = Site::new();
+    let mut config = site.json("model/config.json");
+    config["intermediate_size"] = (1 << 16).into();
+    std::fs::write(site.path("model/config.json"), config.to_string()).unwrap();
+    let random = ["full", "--max-steps", "1", "--set", "init_weights=random"];
+    site.train("base", &random);
+    let some = ["full", "--max-steps", "2", "--set", "base_model=base"];
+    let some = [
+        &some[..],
+        &["--set", "unfrozen_parameters=layers.0.self_attn"],
+    ]
+    .concat();
+    let quiet = site.train("one", &some);
+    let two = site.train("two", &[&some[..], &["--local-workers", "2"]].concat());
+    assert_eq!(two, quiet);
+    let [before, after] = ["base", "two"].map(|folder| {
+        TensorFile::open(&site.path(&format!("{folder}/model.safetensors"))).unwrap()
+    });
+    assert!(std::fs::metadata(after.path()).unwrap().len() > 80 << 20);
+    for name in before.names() {
+        let is_same = before.get(name).unwrap().bytes == after.get(name).unwrap().bytes;
+        assert_eq!(
+            is_same,
+            !name.starts_with("model.layers.0.self_attn"),
+            "{name}"
+        );
+    }
+}
+
 #[test]
 fn fused_experts_and_sinks_are_the_same_with_two_workers() {
     let site = Site::new();

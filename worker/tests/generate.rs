@@ -15,7 +15,7 @@ use common::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig};
 use common::files::model::ModelFolder;
 use common::files::tensors::{Dtype, write};
 use common::files::{Snapshot, WeightsFormat};
-use common::job::{InitWeights, Method};
+use common::job::{InitWeights, Method, TargetModules};
 use worker::ComputeDevice;
 use worker::engine::{Trainer, TrainerOptions};
 
@@ -67,7 +67,7 @@ fn adapter(module: &str, columns: usize) -> tempfile::TempDir {
         biases: Default::default(),
         lora_bias: false,
         init: Default::default(),
-        target_modules: vec!["q_proj".into()],
+        target_modules: TargetModules::Named(vec!["q_proj".into()]),
         shape: Default::default(),
         tokens: Default::default(),
     };

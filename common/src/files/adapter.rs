@@ -46,8 +46,8 @@ pub struct AdapterConfig {
     pub lora_bias: bool,
     /// What its factors started with.
     pub init: AdapterInit,
-    /// Module names (`q_proj`) or path endings, sorted.
-    pub target_modules: Vec<String>,
+    /// Module names (`q_proj`) or path endings, sorted; or PEFT's regular expression.
+    pub target_modules: TargetModules,
     /// Linears that are left out, and those of another rank or alpha.
     pub shape: AdapterShape,
     /// Rows of the embedding and the output layer, or all of either, that the adapter has in their place.
@@ -87,7 +87,7 @@ impl AdapterConfig {
                 true => AdapterInit::default(),
                 false => lora.init,
             },
-            target_modules,
+            target_modules: TargetModules::Named(target_modules),
             shape,
             tokens: lora.tokens.clone(),
         }
@@ -98,7 +98,7 @@ impl AdapterConfig {
             r: self.r,
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
-            target_modules: TargetModules::Named(self.target_modules.clone()),
+            target_modules: self.target_modules.clone(),
             use_rslora: self.use_rslora,
             use_dora: self.use_dora,
             biases: self.biases,
@@ -162,7 +162,8 @@ impl AdapterConfig {
                 .as_str()
                 .and_then(AdapterInit::of_adapter)
                 .unwrap_or_default(),
-            target_modules: target_modules(&found).ok_or_else(|| wrong("target_modules"))?,
+            target_modules: TargetModules::of_adapter(&found["target_modules"])
+                .ok_or_else(|| wrong("target_modules"))?,
             shape: AdapterShape::of_adapter(&found).map_err(wrong)?,
             tokens: TrainedTokens::of_adapter(&found).ok_or_else(|| {
                 let reason = "trainable_token_indices and modules_to_save must name embed_tokens or lm_head, as nothing else is trained beside adapters";
@@ -191,7 +192,7 @@ impl AdapterConfig {
                 "init_lora_weights",
                 self.init.in_adapter().map_or(json!(true), Value::from),
             ),
-            ("target_modules", json!(self.target_modules)),
+            ("target_modules", self.target_modules.in_adapter()),
             ("exclude_modules", self.excluded()),
             ("layers_to_transform", json!(self.shape.layers)),
             (
@@ -361,17 +362,6 @@ fn pairs<'a>(entries: impl Iterator<Item = (&'a String, Value)>) -> Value {
     Value::Object(entries.collect())
 }
 
-fn target_modules(config: &Value) -> Option<Vec<String>> {
-    let mut names = config["target_modules"]
-        .as_array()?
-        .iter()
-        .map(|name| name.as_str().map(str::to_owned))
-        .collect::<Option<Vec<String>>>()?;
-    names.sort();
-    names.dedup();
-    (!names.is_empty()).then_some(names)
-}
-
 /// A number as JSON, without a fraction where it has none, as Python writes integers.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 {
@@ -398,7 +388,7 @@ mod tests {
             biases: TrainedBiases::LoraOnly,
             lora_bias: true,
             init: AdapterInit::Orthogonal,
-            target_modules: vec!["q_proj".into(), "v_proj".into()],
+            target_modules: TargetModules::Named(vec!["q_proj".into(), "v_proj".into()]),
             shape: AdapterShape::default(),
             tokens: TrainedTokens::default(),
         }
@@ -449,6 +439,19 @@ mod tests {
     }
 
     #[test]
+    fn targets_may_be_a_regular_expression_as_peft_keeps_it() {
+        let pattern = r".*layers\.[\d]+\.(q|v)_proj";
+        let (folder, read) = with("target_modules", json!(pattern));
+        let read = read.unwrap();
+        assert_eq!(
+            read.target_modules,
+            TargetModules::Matching(pattern.to_owned())
+        );
+        read.write(folder.path()).unwrap();
+        assert_eq!(AdapterConfig::read(folder.path()).unwrap(), read);
+    }
+
+    #[test]
     fn unsupported_fields_are_named() {
         for (field, value) in [
             ("use_dora", json!("yes")),
@@ -472,7 +475,7 @@ mod tests {
             ("revision", json!(7)),
             ("alpha_pattern", json!({"q_proj": "two"})),
             ("lora_bias", json!("yes")),
-            ("target_modules", json!("model.*q_proj")),
+            ("target_modules", json!("model.(q_proj")),
             ("target_modules", json!([])),
         ] {
             let message = with(field, value).1.unwrap_err().to_string();

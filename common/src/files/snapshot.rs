@@ -369,7 +369,7 @@ fn read_flat(files: &[TensorFile], prefix: &str, layout: &Layout) -> Result<Vec<
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
     use super::*;
-    use crate::job::{Moments, Optimizer};
+    use crate::job::{Moments, Optimizer, TargetModules};
 
     pub fn snapshot() -> Snapshot {
         let layout = Arc::new(Layout::new([
@@ -422,7 +422,7 @@ pub(super) mod tests {
             biases: Default::default(),
             lora_bias: false,
             init: Default::default(),
-            target_modules: vec!["q_proj".into()],
+            target_modules: TargetModules::Named(vec!["q_proj".into()]),
             shape: Default::default(),
             tokens: Default::default(),
         })

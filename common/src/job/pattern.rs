@@ -21,11 +21,11 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
 }
 
 /// The names of a tensor or a module: its own, and as it is called where the decoder is part of a model that sees, too.
-pub fn spellings(name: &str) -> [String; 3] {
-    let inner = name.strip_prefix("model.").unwrap_or(name);
-    [
-        name.to_owned(),
-        format!("model.language_model.{inner}"),
-        format!("language_model.{name}"),
-    ]
+pub fn spellings(name: &str) -> Vec<String> {
+    let mut spellings = vec![name.to_owned(), format!("language_model.{name}")];
+    spellings.extend(
+        name.strip_prefix("model.")
+            .map(|inner| format!("model.language_model.{inner}")),
+    );
+    spellings
 }

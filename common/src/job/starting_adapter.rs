@@ -107,8 +107,8 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
     let Some(biases) = TrainedBiases::of_adapter(&json["bias"]) else {
         return fail("bias must be none, lora_only or all");
     };
-    let Some(target_modules) = target_modules(&json["target_modules"]) else {
-        return fail("target_modules must be a list of module names");
+    let Some(target_modules) = TargetModules::of_adapter(&json["target_modules"]) else {
+        return fail("target_modules must be a list of module names, or a regular expression");
     };
     let Some(tokens) = TrainedTokens::of_adapter(&json) else {
         return fail(
@@ -143,23 +143,6 @@ fn read_json(path: &Path) -> Result<Value, String> {
         .and_then(|file| file.take(MAX_CONFIG_BYTES).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
     serde_json::from_slice(&bytes).map_err(|error| format!("not valid JSON: {error}"))
-}
-
-fn target_modules(json: &Value) -> Option<TargetModules> {
-    match json {
-        Value::String(text) if text == "all-linear" => Some(TargetModules::AllLinear),
-        Value::Array(items) if !items.is_empty() => {
-            let mut names: Vec<String> = items
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect::<Option<_>>()?;
-            // PEFT writes a set, in any order.
-            names.sort();
-            names.dedup();
-            Some(TargetModules::Named(names))
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,41 @@
 //! Which modules of a model get an adapter, by their paths, as PEFT matches them.
 
-use super::pattern::whole_path;
+use regex::Regex;
+use serde_json::{Value, json};
+
+use super::pattern::{spellings, whole_path};
 use super::spec::{LoraSpec, TargetModules};
 
 /// Paths of the modules outside of layers that an adapter may be put on: the embedding and the output layer.
 pub const TOKEN_MODULES: [&str; 2] = ["model.embed_tokens", "lm_head"];
 
 impl TargetModules {
+    /// What an `adapter_config.json` says of them: a list of names, or PEFT's text of a regular expression. None: neither.
+    pub fn of_adapter(value: &Value) -> Option<Self> {
+        match value {
+            Value::String(text) if text == "all-linear" => Some(Self::AllLinear),
+            Value::String(text) if whole_path(text).is_ok() => Some(Self::Matching(text.clone())),
+            Value::Array(items) if !items.is_empty() => {
+                let names = items.iter().map(|item| item.as_str().map(str::to_owned));
+                let mut names: Vec<String> = names.collect::<Option<_>>()?;
+                // PEFT writes a set, in any order.
+                names.sort();
+                names.dedup();
+                Some(Self::Named(names))
+            }
+            _ => None,
+        }
+    }
+
+    /// As an `adapter_config.json` has them.
+    pub fn in_adapter(&self) -> Value {
+        match self {
+            Self::AllLinear => json!("all-linear"),
+            Self::Named(names) => json!(names),
+            Self::Matching(pattern) => json!(pattern),
+        }
+    }
+
     /// What says whether the linear at a path is among these.
     pub fn matcher(&self) -> Box<dyn Fn(&str) -> bool + '_> {
         match self {
@@ -16,7 +45,12 @@ impl TargetModules {
             }
             Self::Matching(pattern) => {
                 let regex = whole_path(pattern).ok();
-                Box::new(move |path| regex.as_ref().is_some_and(|regex| regex.is_match(path)))
+                // By the names, too, that a job for a model that sees has for its decoder.
+                Box::new(move |path| {
+                    let fits =
+                        |regex: &Regex| spellings(path).iter().any(|path| regex.is_match(path));
+                    regex.as_ref().is_some_and(fits)
+                })
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Which weights full training changes, by patterns of their names.
 //!
-//! Source: Axolotl 0.18, `freeze_layers_except` (a dot in a pattern stands for itself).
+//! Source: Axolotl 0.18, the text of `freeze_layers_except` (a dot in a pattern stands for itself); its code fits a pattern from the
+//! beginning of a name.
 
 use regex::{RegexSet, RegexSetBuilder};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use super::pattern::{compile, spellings};
 use super::quote::shorten;
 
 /// Most patterns.
-const MAX_PATTERNS: usize = 10_000;
+const MAX_PATTERNS: usize = 1000;
 
 /// Most bytes that all patterns take, ready to look at names.
 const MAX_BYTES: usize = 64 << 20;
@@ -89,7 +90,7 @@ fn meaning(pattern: &str) -> Result<String, String> {
     let told = || shorten(pattern);
     if ends_with_range(pattern) {
         return Err(format!(
-            "has `{}`: rows of a tensor are not trained apart; leave the range out, and all of it is",
+            "has `{}`: rows of a tensor are not trained apart; leave the range out, and all of it is (or end it in `.`, where it means characters)",
             told()
         ));
     }
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_fit_as_their_owner_says() {
+    fn patterns_fit_anywhere_and_their_dots_are_dots() {
         const MLP: &str = "model.layers.21.mlp.down_proj.weight";
         for pattern in [
             "model.layers.2[0-9]+.mlp",
@@ -163,6 +164,11 @@ mod tests {
             assert!(!fits(pattern, MLP), "{pattern}");
         }
         assert!(fits("^lm_head.*", "lm_head.weight"));
+        assert!(fits("^language_model.lm_head", "lm_head.weight"));
+        // Of a model that sees the output layer is no part of the decoder.
+        for pattern in ["^model.", "model.*", "^model.language_model.*"] {
+            assert!(!fits(pattern, "lm_head.weight"), "{pattern}");
+        }
         assert!(fits("[7]", "model.layers.7.mlp.weight"));
     }
 

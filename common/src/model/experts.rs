@@ -138,7 +138,8 @@ impl Experts {
     /// Coefficient of the router's loss, where it is added.
     pub fn router_loss(&self) -> Option<f64> {
         let coefficient = self.router_loss_coefficient;
-        (self.adds_router_loss && coefficient > 0.0).then_some(coefficient)
+        let is_added = self.adds_router_loss && self.sizes.layers.contains(&true);
+        (is_added && coefficient > 0.0).then_some(coefficient)
     }
 
     /// The same experts with the router's loss that a job asks for.

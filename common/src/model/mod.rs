@@ -27,5 +27,6 @@ pub use geometry::{
 pub use linear_attention::{CONVOLUTION, DECAY, DECAY_BIAS, HEAD_NORM};
 pub use rope::{LongTexts, Rope, RopeScaling, RotaryPairs};
 pub use trained::{
-    check_unfrozen, frozen_tensors, trained_matrices, unfrozen_sizes, unfrozen_tensors,
+    check_unfrozen, frozen_bytes, frozen_tensors, trained_matrices, unfrozen_sizes,
+    unfrozen_tensors,
 };

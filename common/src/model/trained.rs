@@ -4,7 +4,12 @@
 use super::adapted::{UnmatchedTarget, adapted_modules, module_tensors, tensors_beside};
 use super::config::ModelConfig;
 use super::geometry::{EMBEDDING, HEAD, base_tensors, is_norm_or_bias};
-use crate::job::{InitWeights, JobSpec, LoraSpec, Method, Optimizer, Unfrozen, is_magnitude};
+use half::bf16;
+
+use crate::job::{
+    BaseDtype, InitWeights, JobSpec, LoraSpec, Method, NamePatterns, Optimizer, Unfrozen,
+    is_magnitude,
+};
 use crate::memory::OwnTensor;
 
 /// Tensors of a model, with their shapes.
@@ -31,6 +36,22 @@ pub fn frozen_tensors(
     unfrozen: &Unfrozen,
 ) -> Result<Tensors, UnmatchedTarget> {
     Ok(divided(config, unfrozen)?.1)
+}
+
+/// Bytes that a model which full training writes has of the tensors that it leaves as they are.
+pub fn frozen_bytes(job: &JobSpec, config: &ModelConfig) -> u64 {
+    if job.method != Method::Full {
+        return 0;
+    }
+    let element = match job.base_dtype {
+        BaseDtype::Float32 => size_of::<f32>(),
+        BaseDtype::Bfloat16 => size_of::<bf16>(),
+    };
+    let frozen = frozen_tensors(config, &job.unfrozen).unwrap_or_default();
+    let scalars = frozen
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>());
+    (scalars.sum::<usize>() * element) as u64
 }
 
 /// The tensors that full training changes, and the others.
@@ -88,20 +109,20 @@ pub fn check_unfrozen(config: &ModelConfig, job: &JobSpec) -> Result<Vec<String>
     if job.unfrozen.is_all() {
         return Ok(Vec::new());
     }
+    let names = job.unfrozen.names()?;
+    if let Method::Lora(lora) = &job.method {
+        return match conflict_of_adapter(config, lora, &names)? {
+            Some(conflict) => Err(format!("unfrozen_parameters {conflict}")),
+            None => Ok(vec![
+                "unfrozen_parameters: changes nothing, because an adapter is trained, and of the model no weight is".to_owned(),
+            ]),
+        };
+    }
     let unfrozen = unfrozen_tensors(config, &job.unfrozen).map_err(|error| error.to_string())?;
-    let conflict = match &job.method {
-        Method::Full => conflict_of_full(config, job, &unfrozen),
-        Method::Lora(lora) => conflict_of_adapter(config, lora, &unfrozen)?,
-    };
-    if let Some(conflict) = conflict {
+    if let Some(conflict) = conflict_of_full(config, job, &unfrozen) {
         return Err(format!("unfrozen_parameters {conflict}"));
     }
-    if job.method != Method::Full {
-        let told = "unfrozen_parameters: changes nothing, because an adapter is trained, and of the model no weight is";
-        return Ok(vec![told.to_owned()]);
-    }
     let all = base_tensors(config);
-    let names = job.unfrozen.names()?;
     let idle = names.idle(all.iter().map(|(name, _)| name.as_str()));
     Ok(match idle[..] {
         [] => Vec::new(),
@@ -120,13 +141,13 @@ fn has(tensors: &Tensors, wanted: &str) -> bool {
 fn conflict_of_adapter(
     config: &ModelConfig,
     lora: &LoraSpec,
-    unfrozen: &Tensors,
+    unfrozen: &NamePatterns,
 ) -> Result<Option<String>, String> {
     let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
     let mut names = modules
         .iter()
         .map(|module| format!("{}.weight", module.path));
-    Ok(names.find(|name| !has(unfrozen, name)).map(|name| {
+    Ok(names.find(|name| !unfrozen.fit(name)).map(|name| {
         format!(
             "leaves out {name}, which the job puts an adapter on; name linears in lora_target_modules and layers in \
              layers_to_transform instead, and remove it"
@@ -155,8 +176,8 @@ fn conflict_of_full(config: &ModelConfig, job: &JobSpec, unfrozen: &Tensors) -> 
     };
     let mut tensors = unfrozen.iter();
     let is_idle = job.optimizer == leaves_vectors
-        && tensors.all(|(name, shape)| is_norm_or_bias(name, shape.len()));
-    let told = "names norms and biases alone, which `optimizer: muon` does not change; name matrices, or another optimizer";
+        && tensors.all(|(name, shape)| shape.len() == 1 || is_norm_or_bias(name, shape.len()));
+    let told = "names vectors alone, which `optimizer: muon` does not change; name matrices, or another optimizer";
     is_idle.then(|| told.to_owned())
 }
 

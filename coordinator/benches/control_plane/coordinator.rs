@@ -130,6 +130,7 @@ fn cluster(job: Arc<JobSpec>, slots: usize) -> Cluster {
         min_workers: job.cluster.min_workers,
         max_workers: None,
         max_skipped_steps: 5,
+        frozen_bytes: 0,
         flop_per_token: None,
     };
     let tokens = BlockTokens {

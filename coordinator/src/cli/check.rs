@@ -18,8 +18,8 @@ use crate::prepare::{
     told,
 };
 use crate::report::terminal::{
-    GPUS, adapter_kind, adapter_start, bits, block_count, bytes, grouped, parameter_count,
-    set_lines,
+    GPUS, adapter_kind, adapter_start, bits, block_count, bytes, full_fine_tuning, grouped,
+    parameter_count, set_lines,
 };
 use crate::store::layout::WORK_FOLDER;
 
@@ -218,10 +218,7 @@ fn model(prepared: &Prepared) -> String {
 
 fn method(job: &JobSpec, estimate: &Estimate) -> String {
     let method = match &job.method {
-        Method::Full if !job.unfrozen.is_all() => {
-            "full fine-tuning of the weights that unfrozen_parameters names".to_owned()
-        }
-        Method::Full => "full fine-tuning".to_owned(),
+        Method::Full => full_fine_tuning(job).to_owned(),
         Method::Lora(lora) => format!(
             "{}, rank {}, alpha {}{}",
             adapter_kind(lora),

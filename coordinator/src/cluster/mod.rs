@@ -134,6 +134,11 @@ impl Cluster {
         ready.map_or(0, |ready| ready.trainable_scalars)
     }
 
+    /// Bytes that a state has of weights that training leaves as they are.
+    pub fn frozen_bytes(&self) -> u64 {
+        self.settings.frozen_bytes
+    }
+
     /// Digest of the names and shapes of the trainable tensors, as the ready workers report it; empty while none is ready.
     pub fn layout_digest(&self) -> &str {
         let ready = self.members.any_ready();

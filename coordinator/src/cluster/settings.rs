@@ -27,6 +27,8 @@ pub struct Settings {
     pub max_workers: Option<usize>,
     /// The run fails after more consecutive skipped steps (gradients not finite or out of range) than this.
     pub max_skipped_steps: u64,
+    /// Bytes that a state has of weights that training leaves as they are: full training of some writes them, too.
+    pub frozen_bytes: u64,
     /// Floating-point operations that training needs per token, for the MFU. None where the job does not compute in bfloat16, for
     /// which peaks are known.
     pub flop_per_token: Option<f64>,

@@ -414,7 +414,7 @@ impl Driver {
         match self.store.begin(step) {
             Ok(folder) => {
                 let scalars = self.cluster.trainable_scalars();
-                let max_bytes = scalars * 16 + STATE_OVERHEAD_BYTES;
+                let max_bytes = scalars * 16 + self.cluster.frozen_bytes() + STATE_OVERHEAD_BYTES;
                 let expected = Expected { folder, max_bytes };
                 self.shelf.expect(worker, step, expected);
                 self.last_step = last.then_some(step);

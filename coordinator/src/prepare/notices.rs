@@ -2,7 +2,9 @@
 //! at all. Nothing here refuses anything.
 
 use common::job::{BaseDtype, LoraSpec, Method, TargetModules, TrainedBiases};
-use common::model::{absent_targets, adapted_modules, linear_names, linears, trained_matrices};
+use common::model::{
+    Experts, absent_targets, adapted_modules, linear_names, linears, trained_matrices,
+};
 use common::text::count;
 
 use super::Prepared;
@@ -158,16 +160,7 @@ impl Prepared {
                 linear_names(config)
             ));
         }
-        let router_loss = experts.and_then(|experts| experts.router_loss());
-        match (router_loss, self.job.router_loss.is_added) {
-            (Some(coefficient), _) => notices.push(format!(
-                "a loss of the router is added to that of the tokens, times {coefficient}: it spreads tokens over the experts"
-            )),
-            (None, Some(true)) if experts.is_none() => notices.push(
-                "output_router_logits: changes nothing, because the model has no experts".to_owned(),
-            ),
-            _ => {}
-        }
+        notices.extend(self.router_notice());
         let asked = self.job.quantization.filter(|_| !config.is_four_bits);
         match (experts, asked) {
             (Some(_), Some(how)) if !how.experts => {
@@ -185,6 +178,28 @@ impl Prepared {
             _ => {}
         }
         notices
+    }
+
+    /// Whether the router has a loss, where there is one or the job says something of it.
+    fn router_notice(&self) -> Option<String> {
+        let experts = self.model_config.experts.as_ref();
+        if let Some(coefficient) = experts.and_then(Experts::router_loss) {
+            return Some(format!(
+                "a loss of the router is added to that of the tokens, times {coefficient}: it spreads tokens over the experts"
+            ));
+        }
+        let asked = self.job.router_loss;
+        let is_asked = asked.is_added == Some(true);
+        let has_coefficient = asked.coefficient.is_some_and(|number| number > 0.0);
+        let why = match experts {
+            _ if !is_asked && !has_coefficient => return None,
+            None => "the model has no experts",
+            Some(_) if is_asked => "its coefficient (router_aux_loss_coef) is 0",
+            Some(_) => "output_router_logits is not on",
+        };
+        Some(format!(
+            "no loss of the router is added, because {why}: what the job says of one changes nothing"
+        ))
     }
 
     /// What of the adapter's patterns and exclusions fits no linear, and patterns that mean something else once PEFT has sorted them.

@@ -27,7 +27,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 pub use answers::Answer;
 pub use next::{NextView, Programs, quoted};
 pub use plan::{
-    GPUS, PlanView, adapter_kind, adapter_start, bits, block_count, parameter_count, set_lines,
+    GPUS, PlanView, adapter_kind, adapter_start, bits, block_count, full_fine_tuning,
+    parameter_count, set_lines,
 };
 pub use preparation::showing;
 pub use text::{Style, bytes, duration, grouped};

@@ -10,6 +10,7 @@ use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
 use common::failpoint;
 use common::job::JobSpec;
+use common::model::frozen_bytes;
 use tokio::sync::mpsc;
 #[cfg(feature = "single-node")]
 use tokio::task::JoinHandle;
@@ -244,6 +245,7 @@ fn settings(prepared: &Prepared, start: &Start) -> Settings {
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,
+        frozen_bytes: frozen_bytes(job, &prepared.model_config),
         flop_per_token: prepared
             .estimate
             .flop_per_token

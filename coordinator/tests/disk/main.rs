@@ -20,7 +20,7 @@ use common::files::durable::Operation;
 use common::files::model::ModelFolder;
 use common::files::sink::Entries;
 use common::files::{FileError, Flat, Layout, Snapshot, WeightsFormat, atomic};
-use common::job::InitWeights;
+use common::job::{InitWeights, TargetModules};
 use coordinator::cluster::WorkerId;
 use coordinator::cluster::run_event::RunEvent;
 use coordinator::store::checkpoints::Received;
@@ -91,7 +91,7 @@ fn received(store: &Store, step: u64) -> Received {
         biases: Default::default(),
         lora_bias: false,
         init: Default::default(),
-        target_modules: vec!["q_proj".into()],
+        target_modules: TargetModules::Named(vec!["q_proj".into()]),
         shape: Default::default(),
         tokens: Default::default(),
     });

@@ -216,6 +216,7 @@ fn settings(world: &World, start: &State, earlier: PreviousTerms) -> Settings {
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,
+        frozen_bytes: 0,
         flop_per_token: None,
     }
 }

@@ -94,6 +94,7 @@ pub fn check_adapter(
 mod tests {
     use super::*;
     use crate::files::tensors::{Dtype, write};
+    use crate::job::TargetModules;
 
     type Tensor<'a> = (&'a str, Dtype, [usize; 2]);
 
@@ -125,7 +126,7 @@ mod tests {
             biases: Default::default(),
             lora_bias: false,
             init: Default::default(),
-            target_modules: vec!["up_proj".into()],
+            target_modules: TargetModules::Named(vec!["up_proj".into()]),
             shape: Default::default(),
             tokens: Default::default(),
         }

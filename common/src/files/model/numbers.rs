@@ -159,6 +159,19 @@ impl Values<'_> {
                 MAX_WIDTH
             ));
         }
+        for part in ["key", "value"] {
+            let keys = [
+                format!("linear_num_{part}_heads"),
+                format!("linear_{part}_head_dim"),
+            ];
+            let [heads, width] = [&keys[0], &keys[1]].map(|key| size(key).unwrap_or(1));
+            if heads.saturating_mul(width) > MAX_WIDTH {
+                problems.push(format!(
+                    "{} {heads} times {} {width} is above {MAX_WIDTH}",
+                    keys[0], keys[1]
+                ));
+            }
+        }
         self.problems.extend(problems);
     }
 

@@ -107,7 +107,7 @@ pub(super) const FIELDS: &[Field] = &[
         &[],
         "list of regular expressions",
         "all weights",
-        "The weights that full training changes: those with a name in which an expression fits (a dot in it stands for itself, as in Axolotl). The others stay as they are, and need neither moments nor gradients.",
+        "The weights that full training changes: those with a name in which an expression fits (a dot in it stands for itself). The others stay as they are, and need neither moments nor gradients.",
     ),
     field(
         "exclude_modules",

@@ -441,7 +441,7 @@ fn patterns_of_weights_and_the_router_s_loss_are_refused_in_a_line_each() {
         "unfrozen_parameters: [mlp, 'lm_head.weight$[:9]']\nrouter_aux_loss_coef: -1\n\
          model_config: {output_router_logits: perhaps, hidden_size: 3}\n",
         &[
-            "3: `unfrozen_parameters` has `lm_head.weight$[:9]`: rows of a tensor are not trained apart; leave the range out, and all of it is",
+            "3: `unfrozen_parameters` has `lm_head.weight$[:9]`: rows of a tensor are not trained apart; leave the range out, and all of it is (or end it in `.`, where it means characters)",
             "4: `router_aux_loss_coef` must be a number from 0 to 1000, found `-1`",
             "5: `output_router_logits` in `model_config` must be true or false, found `perhaps`",
             "5: `model_config` has `hidden_size`, and config.json of base_model decides it; change it there, and remove it here",

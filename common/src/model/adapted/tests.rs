@@ -216,5 +216,8 @@ fn patterns_may_name_the_decoder_as_a_part_of_a_larger_model() {
         let pattern = TargetModules::Matching(pattern.to_owned());
         let found = targets(&llama, &pattern).unwrap();
         assert_eq!(found.len(), 3 * llama.layers);
+        assert_eq!(pattern.name_tokens(), [false; 2]);
     }
+    let all = TargetModules::Matching(r"model\.language_model\..*".to_owned());
+    assert_eq!(all.name_tokens(), [true, false]);
 }

@@ -154,7 +154,8 @@ impl Cluster {
 
     /// How long a state takes over the slowest line that is allowed for.
     fn transfer(&self) -> Duration {
-        let bytes = self.trainable_scalars() as f64 * MAX_STATE_BYTES_PER_SCALAR as f64;
+        let trained = self.trainable_scalars() as f64 * MAX_STATE_BYTES_PER_SCALAR as f64;
+        let bytes = trained + self.frozen_bytes() as f64;
         Duration::try_from_secs_f64(bytes / SLOWEST_LINE_BYTES_PER_SECOND).unwrap_or(LOADING)
     }
 

@@ -84,6 +84,7 @@ fn settings() -> Settings {
         min_workers: 1,
         max_workers: None,
         max_skipped_steps: 1,
+        frozen_bytes: 0,
         flop_per_token: None,
     }
 }

@@ -254,7 +254,7 @@ fn memory(need: &Need) -> String {
 
 fn method(job: &JobSpec) -> String {
     let Method::Lora(lora) = &job.method else {
-        return "full fine-tuning".to_owned();
+        return full_fine_tuning(job).to_owned();
     };
     let modules = match &lora.target_modules {
         TargetModules::AllLinear => "all linear layers".to_owned(),
@@ -294,6 +294,14 @@ fn method(job: &JobSpec) -> String {
         narrowed(&lora.shape),
         beside(&lora.tokens)
     )
+}
+
+/// Full training, of which weights.
+pub fn full_fine_tuning(job: &JobSpec) -> &'static str {
+    match job.unfrozen.is_all() {
+        true => "full fine-tuning",
+        false => "full fine-tuning of the weights that unfrozen_parameters names",
+    }
 }
 
 /// `LoRA`, or what else an adapter is.

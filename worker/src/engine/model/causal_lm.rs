@@ -400,10 +400,15 @@ mod tests {
             let batch = Batch::from_tokens(&tokens, model.config.vocab_size).unwrap();
             let (ropes, segments) = (model.ropes(&batch), model.segments(&batch));
             let pass = model.pass(&batch, (&ropes, &segments), None);
-            let (x, keep) = (model.embed(&batch), Keep::Everything);
-            let (_, tape) = decoder::forward::<E>(&model.layers, x, pass, (keep, 0)).unwrap();
+            let keep = (Keep::Everything, model.first_in_backward());
+            let x = model.embed(&batch);
+            let (_, tape) = decoder::forward::<E>(&model.layers, x, pass, keep).unwrap();
             assert_eq!(tape.bytes(), model.kept_bytes(tokens.len()));
         }
+        let named = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned());
+            lora(TargetModules::Named(names.collect()), 0.0)
+        };
         for architecture in [
             "LlamaForCausalLM",
             "Qwen3ForCausalLM",
@@ -420,6 +425,16 @@ mod tests {
                 ..job(lora(TargetModules::AllLinear, 0.0))
             };
             check::<bf16>(load(dir.path(), narrow, 1).model());
+            // Of layers before the first that learns nothing is kept.
+            let of = |names: &[&str]| {
+                let trainer = load(dir.path(), job(named(names)), 1);
+                check::<f32>(trainer.model());
+                trainer.model().kept_bytes(1)
+            };
+            let all = of(&["o_proj", "out_proj"]);
+            assert!(of(&["layers.1.self_attn.o_proj"]) < all, "{architecture}");
+            assert_eq!(of(&["lm_head"]), 0, "{architecture}");
+            assert_eq!(of(&["embed_tokens"]), all, "{architecture}");
         }
     }
 

@@ -151,7 +151,7 @@ impl CausalConv {
                 let mut by_tap = vec![0.0; sums.len()];
                 for (token, position) in positions.iter().enumerate() {
                     let d_read = &d_read[token * channels..][own.clone()];
-                    let reach = (kernel - 1).min(*position as usize);
+                    let reach = (kernel - 1).min(*position as usize).min(token);
                     for back in 0..=reach {
                         let x = &x.row(token - back)[own.clone()];
                         let sums = &mut by_tap[back * own.len()..][..own.len()];

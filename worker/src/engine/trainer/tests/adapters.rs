@@ -1,13 +1,21 @@
 //! Kinds of adapters: whatever computes them, their bits are the same.
 
+use std::path::Path;
+
 use common::files::adapter::{Factor, tensor_name};
-use common::job::{
-    AdapterInit, BaseDtype, JobSpec, LoraSpec, Method, Quantization, TargetModules, TrainedBiases,
+use common::files::model::{
+    MAX_SHARD_BYTES, ModelFolder, ModelTensor, Scalars, WeightFiles, write_model,
 };
+use common::files::tensors::Dtype;
+use common::job::{
+    AdapterInit, BaseDtype, InitWeights, JobSpec, LoraSpec, Method, Quantization, TargetModules,
+    TrainedBiases,
+};
+use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors};
 
 use super::four_bits::widened_copy;
 use super::{FAMILIES, blocks, model};
-use crate::engine::testing::{config, job, load, lora, step, write_model};
+use crate::engine::testing::{self, config, job, load, lora, step};
 
 fn adapter(dropout: f64, change: impl FnOnce(&mut LoraSpec)) -> Method {
     let Method::Lora(mut spec) = lora(TargetModules::AllLinear, dropout) else {
@@ -244,7 +252,7 @@ fn model_with_head(tied: bool) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut json = config("Qwen3ForCausalLM");
     json["tie_word_embeddings"] = tied.into();
-    write_model(dir.path(), &json, 7);
+    testing::write_model(dir.path(), &json, 7);
     dir
 }
 
@@ -304,33 +312,52 @@ fn adapters_on_embedding_and_output_layer_are_trained_to_the_same_bits_by_any_th
     }
 }
 
+/// The same model with its embedding once more, as an output layer of its own.
+fn with_own_head(tied: &Path) -> tempfile::TempDir {
+    let folder = ModelFolder::open(tied, InitWeights::Pretrained).unwrap();
+    let tensors = base_tensors(&ModelConfig::of(&folder).unwrap());
+    let files = WeightFiles::open(&folder, &tensors).unwrap();
+    let mut values: Vec<(&str, &[usize], Vec<f32>)> = Vec::new();
+    for (name, shape) in &tensors {
+        let mut read = vec![0.0; shape.iter().product()];
+        files.read_f32(name, shape, &mut read).unwrap();
+        if name == EMBEDDING {
+            values.push((HEAD, shape, read.clone()));
+        }
+        values.push((name, shape, read));
+    }
+    let listed: Vec<ModelTensor> = values
+        .iter()
+        .map(|(name, shape, scalars)| ModelTensor {
+            name,
+            shape,
+            scalars: Scalars::Here(scalars),
+        })
+        .collect();
+    let mut json = folder.config_json().clone();
+    json["tie_word_embeddings"] = false.into();
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &json, &listed, Dtype::F32, MAX_SHARD_BYTES).unwrap();
+    dir
+}
+
 #[test]
 fn an_adapter_on_one_of_two_matrices_that_are_one_leaves_the_other_as_it_is() {
-    let dir = model_with_head(true);
-    let run = |names: &[&str]| {
-        let names = names.iter().map(|name| name.to_string()).collect();
-        let method = adapter(0.0, |spec| {
-            spec.target_modules = TargetModules::Named(names);
-        });
-        let mut trainer = load(dir.path(), job(method), 2);
-        for _ in 0..3 {
-            step(&mut trainer, &blocks(), 1e-2);
-        }
-        trainer.snapshot().unwrap()
-    };
-    let names = |state: common::files::snapshot::Snapshot| -> Vec<String> {
-        let tensors = state.layout.tensors.iter();
-        tensors.map(|tensor| tensor.name.clone()).collect()
-    };
-    let of = |rest: &str| format!("base_model.model.{rest}");
-    assert_eq!(
-        names(run(&["embed_tokens"])),
-        ["A", "B"].map(|factor| of(&format!("model.embed_tokens.lora_embedding_{factor}")))
-    );
-    assert_eq!(
-        names(run(&["lm_head"])),
-        ["A", "B"].map(|factor| of(&format!("lm_head.lora_{factor}.weight")))
-    );
+    let tied = model_with_head(true);
+    let apart = with_own_head(tied.path());
+    for name in ["embed_tokens", "lm_head"] {
+        let run = |dir: &Path| {
+            let method = adapter(0.0, |spec| {
+                spec.target_modules = TargetModules::Named(vec![name.to_owned()]);
+            });
+            let mut trainer = load(dir, job(method), 2);
+            let losses: Vec<f64> = (0..3)
+                .map(|_| step(&mut trainer, &blocks(), 1e-2))
+                .collect();
+            (losses, trainer.snapshot().unwrap())
+        };
+        assert_eq!(run(tied.path()), run(apart.path()), "{name}");
+    }
 }
 
 /// As PEFT starts it: a normal B and no A, so that nothing is changed before the first step.

@@ -107,7 +107,6 @@ fn the_model_that_is_written_has_what_was_frozen_as_it_was() {
     }
 }
 
-/// Of a model that is tied there is no output layer apart.
 #[test]
 fn patterns_that_fit_no_weight_are_refused() {
     let dir = model("Qwen3ForCausalLM");
