@@ -20,12 +20,13 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
     })
 }
 
-/// The names of a tensor or a module: its own, and as it is called where the decoder is part of a model that sees, too.
+/// The names of a tensor or a module: its own, and, of the decoder without its output layer, those that it has as a part of a model
+/// that sees, too.
 pub fn spellings(name: &str) -> Vec<String> {
-    let mut spellings = vec![name.to_owned(), format!("language_model.{name}")];
-    spellings.extend(
-        name.strip_prefix("model.")
-            .map(|inner| format!("model.language_model.{inner}")),
-    );
+    let mut spellings = vec![name.to_owned()];
+    if let Some(inner) = name.strip_prefix("model.") {
+        spellings.push(format!("model.language_model.{inner}"));
+        spellings.push(format!("language_model.model.{inner}"));
+    }
     spellings
 }
