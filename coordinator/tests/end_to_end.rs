@@ -77,7 +77,7 @@ fn full_training_gives_the_same_weights_with_two_workers() {
 fn some_of_the_weights_are_trained_and_the_whole_model_is_written() {
     let site = Site::new();
     let mut config = site.json("model/config.json");
-    config["intermediate_size"] = (1 << 16).into();
+    config["intermediate_size"] = (1 << 18).into();
     std::fs::write(site.path("model/config.json"), config.to_string()).unwrap();
     let random = ["full", "--max-steps", "1", "--set", "init_weights=random"];
     site.train("base", &random);
