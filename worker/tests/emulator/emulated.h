@@ -16,7 +16,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__
-#define __shared__ static
+// Several tests launch at once, each from a thread of its own, which runs all threads of its blocks.
+#define __shared__ static thread_local
 #define __align__(n) alignas(n)
 
 struct dim3 {
