@@ -370,6 +370,13 @@ fn full_training_of_some_weights_is_told_and_patterns_that_leave_nothing_are_ref
         let found = problems.iter().filter(|problem| problem.contains(words));
         assert_eq!(found.count(), 1, "{words}: {problems:?}");
     }
+    let rate = full(json!(["layers.1"])).set("embedding_lr", json!(1e-5));
+    let text = String::from_utf8(rate.run(&[]).stdout).unwrap();
+    assert!(text.contains("embedding_lr: changes nothing"), "{text}");
+    let alone = adapted("lora_target_modules", json!(["embed_tokens"]));
+    let text = alone.set("lora_dropout", json!(0.1)).run(&[]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("lora_dropout: of no effect"), "{text}");
     // What Axolotl's examples say of the part of a model that reads.
     let told = adapted(
         "unfrozen_parameters",

@@ -1,7 +1,10 @@
 //! What a user should know before training: what of the job, the model and the data is done otherwise than may be thought, or not
 //! at all. Nothing here refuses anything.
 
-use common::job::{BaseDtype, LoraSpec, Method, TargetModules, TrainedBiases};
+use common::job::{
+    BaseDtype, LoraSpec, Method, RateGroups, TOKEN_MODULES, TargetModules, TrainedBiases,
+    is_embedding,
+};
 use common::model::{
     Experts, absent_targets, adapted_modules, linear_names, linears, trained_matrices,
 };
@@ -52,6 +55,8 @@ impl Prepared {
             ));
         }
         notices.extend(self.groups_notice());
+        notices.extend(self.frozen_embedding_notice());
+        notices.extend(self.embedding_alone_notice());
         notices.extend(self.targets_notice());
         notices.extend(self.biases_notice());
         notices.extend(self.patterns_notices());
@@ -70,6 +75,48 @@ impl Prepared {
             format!("lr_groups: no matrix that is trained has a name with {parts}")
         };
         (!without.is_empty()).then(told)
+    }
+
+    /// A rate of the embedding where full training leaves that, and the output layer, as they are.
+    fn frozen_embedding_notice(&self) -> Option<String> {
+        let RateGroups::Named {
+            embedding: Some(_), ..
+        } = self.job.lr_groups
+        else {
+            return None;
+        };
+        let matrices = trained_matrices(&self.model_config, &self.job).ok()?;
+        let is_left_out =
+            !self.job.unfrozen.is_all() && !matrices.iter().any(|it| is_embedding(it));
+        is_left_out.then(|| {
+            "embedding_lr: changes nothing, because unfrozen_parameters leaves out embedding and output layer"
+                .to_owned()
+        })
+    }
+
+    /// What an adapter on the embedding, where there is no other, makes no use of.
+    fn embedding_alone_notice(&self) -> Option<String> {
+        let Method::Lora(lora) = &self.job.method else {
+            return None;
+        };
+        let modules = adapted_modules(&self.model_config, lora).ok()?;
+        let [embedding, _] = TOKEN_MODULES;
+        if modules.iter().any(|module| module.path != embedding) {
+            return None;
+        }
+        let fields = [
+            (lora.dropout > 0.0, "lora_dropout"),
+            (!lora.init.is_default(), "init_lora_weights"),
+        ];
+        let idle = fields.into_iter().filter(|(is_given, _)| *is_given);
+        let idle: Vec<&str> = idle.map(|(_, field)| field).collect();
+        let told = || {
+            format!(
+                "{}: of no effect on an adapter of the embedding, and there is no other",
+                idle.join(", ")
+            )
+        };
+        (!idle.is_empty()).then(told)
     }
 
     /// What of `lora_target_modules` names no linear.
