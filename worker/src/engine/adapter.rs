@@ -6,7 +6,8 @@ mod start;
 
 use std::path::Path;
 
-use common::files::adapter::{Adapted, Factor, check_adapter, tensor_name};
+use common::files::FileError;
+use common::files::adapter::{ADAPTER_WEIGHTS, Adapted, Factor, check_adapter, tensor_name};
 use common::files::layout::Layout;
 use common::files::snapshot::read_weights;
 use common::job::{AdapterSizes, LoraSpec, TOKEN_MODULES};
@@ -45,7 +46,16 @@ pub fn values_from(
     let linears: Vec<Adapted> = modules.iter().map(Adapted::from).collect();
     check_adapter(dir, lora, &linears, beside, tied)?;
     let layout = adapter_layout(modules, lora, beside.to_vec());
-    Ok(read_weights(dir, &layout)?)
+    let values = read_weights(dir, &layout)?;
+    let tensors = layout.tensors.iter().zip(layout.split(&values));
+    let is_broken = |values: &[f32]| !values.iter().all(|value| value.is_finite());
+    if let Some((tensor, _)) = { tensors }.find(|(_, values)| is_broken(values)) {
+        let name = &tensor.name;
+        let reason =
+            format!("tensor {name} holds numbers that are not finite: the adapter is of no use");
+        return Err(FileError::malformed(&dir.join(ADAPTER_WEIGHTS), reason).into());
+    }
+    Ok(values)
 }
 
 /// The adapter that a job puts on a model.

@@ -389,6 +389,11 @@ fn training_starts_from_an_adapter_of_the_job_s_rank_and_targets() {
         message.contains("has, beside what the job trains,"),
         "{message}"
     );
+    let mut broken = first.snapshot().unwrap();
+    broken.weights[3] = f32::NAN;
+    broken.write_weights(adapter.path(), &format).unwrap();
+    let message = start(method).err().unwrap().to_string();
+    assert!(message.contains("not finite"), "{message}");
 }
 
 #[test]
