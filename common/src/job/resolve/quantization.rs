@@ -183,8 +183,7 @@ fn kwargs(reader: &mut Reader<'_>) -> Option<bool> {
     if skipped.is_none_or(names_the_head_alone) {
         kwargs.known.push("llm_int8_skip_modules");
     }
-    let unknown: Vec<_> = kwargs.unknown().cloned().collect();
-    for key in unknown {
+    for key in kwargs.unknown() {
         let message = format!(
             "`{KWARGS}` has `{}`, which is not supported: every linear of the decoder is kept in 4 bits, as NF4; remove it",
             key.text

@@ -4,6 +4,7 @@
 use super::settings::Settings;
 use crate::job::RouterLoss;
 use crate::job::number::parse_number;
+use crate::job::quote::shorten;
 use crate::job::read::Reader;
 use crate::job::router_loss::MAX_COEFFICIENT;
 
@@ -33,11 +34,10 @@ fn of_model_config(reader: &mut Reader<'_>) -> RouterLoss {
             parse_number(text).filter(|number| is_coefficient(*number))
         }),
     };
-    let unknown: Vec<_> = settings.unknown().cloned().collect();
-    for key in unknown {
+    for key in settings.unknown() {
         let message = format!(
             "`{MODEL_CONFIG}` has `{}`, and config.json of base_model decides it; change it there, and remove it here",
-            key.text
+            shorten(&key.text)
         );
         reader.problems.add(&key.origin, message);
     }

@@ -185,7 +185,7 @@ impl<E: GpuElement + Element> CausalLm<E> {
         let out = (&mut normed.as_view_mut(), Rows::new(tokens, width));
         self.norm.forward(gpu, &x.as_view(), out)?;
         let mut logits = gpu.take::<f32>(tokens * vocabulary)?;
-        let rule = self.logit_rule();
+        let rule = LogitRule::of(&self.config);
         gpu.blas().product(
             Target::new(&mut logits.as_view_mut(), vocabulary),
             Matrix::new(&normed.as_view(), tokens, width),
@@ -224,14 +224,7 @@ impl<E: GpuElement + Element> CausalLm<E> {
             norm: &self.norm,
             head: self.head(),
             loss: self.token_loss,
-            logits: self.logit_rule(),
-        }
-    }
-
-    fn logit_rule(&self) -> LogitRule {
-        LogitRule {
-            scale: self.config.scales.logits as f32,
-            cap: self.config.caps.logits.map(|cap| cap as f32),
+            logits: LogitRule::of(&self.config),
         }
     }
 

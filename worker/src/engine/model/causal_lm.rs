@@ -288,7 +288,7 @@ impl CausalLm {
         };
         let factors = factors.as_ref();
         self.head.multiply(factors, normed, &mut logits, context);
-        let rule = self.logit_rule();
+        let rule = LogitRule::of(&self.config);
         logits
             .par_chunks_mut(vocabulary)
             .for_each(|row| rule.apply(row));
@@ -344,14 +344,7 @@ impl CausalLm {
             mask,
             pool: &self.pool,
             loss: self.token_loss,
-            logits: self.logit_rule(),
-        }
-    }
-
-    fn logit_rule(&self) -> LogitRule {
-        LogitRule {
-            scale: self.config.scales.logits as f32,
-            cap: self.config.caps.logits.map(|cap| cap as f32),
+            logits: LogitRule::of(&self.config),
         }
     }
 

@@ -6,6 +6,7 @@
 
 use common::job::TokenLoss;
 use common::memory::processor::chunk_rows;
+use common::model::ModelConfig;
 use rayon::prelude::*;
 
 use super::element::{Element, round_in_place};
@@ -62,6 +63,14 @@ impl LogitRule {
         scale: 1.0,
         cap: None,
     };
+
+    /// The rule of a model.
+    pub fn of(config: &ModelConfig) -> Self {
+        Self {
+            scale: config.scales.logits as f32,
+            cap: config.caps.logits.map(|cap| cap as f32),
+        }
+    }
 
     /// Applies the rule to a row of logits.
     pub fn apply(&self, row: &mut [f32]) {
