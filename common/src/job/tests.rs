@@ -11,6 +11,7 @@ mod problems;
 mod quantization;
 mod schedules;
 mod shapes;
+mod sources;
 mod table;
 mod tokens;
 mod validation;

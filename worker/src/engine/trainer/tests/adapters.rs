@@ -14,7 +14,7 @@ use common::job::{
 use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors};
 
 use super::four_bits::widened_copy;
-use super::{FAMILIES, blocks, model};
+use super::{FAMILIES, blocks, check_resumed, model};
 use crate::engine::testing::{self, config, job, load, lora, step};
 
 fn adapter(dropout: f64, change: impl FnOnce(&mut LoraSpec)) -> Method {
@@ -63,21 +63,7 @@ fn adapters_from_the_base_learn_to_the_same_bits_and_their_second_halves_stay() 
             weight_decay: 0.1,
             ..job(from_base(init))
         };
-        let mut whole = load(dir.path(), job.clone(), 1);
-        let start = whole.snapshot().unwrap();
-        let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 3e-3)).collect();
-        assert!(losses[3] < 0.99 * losses[0], "{init}: {losses:?}");
-        let mut first = load(dir.path(), job.clone(), 3);
-        for _ in 0..2 {
-            step(&mut first, &blocks(), 3e-3);
-        }
-        let mut resumed = load(dir.path(), job, 2);
-        resumed.restore(&first.snapshot().unwrap()).unwrap();
-        for _ in 2..4 {
-            step(&mut resumed, &blocks(), 3e-3);
-        }
-        let end = whole.snapshot().unwrap();
-        assert_eq!(resumed.snapshot().unwrap(), end, "{init}");
+        let [start, end] = check_resumed(dir.path(), &job, 3e-3, &init.to_string());
 
         let halves = |factor, state: &common::files::snapshot::Snapshot| {
             let name = tensor_name("model.layers.0.self_attn.q_proj", factor);
@@ -128,20 +114,7 @@ fn magnitudes_are_trained_to_the_same_bits_by_any_threads_and_after_a_resume() {
                 ..job(dora(dropout))
             };
             let name = format!("{architecture}, {dropout}, {base_dtype:?}");
-            let mut whole = load(dir.path(), job.clone(), 1);
-            let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 1e-2)).collect();
-            assert!(losses[3] < 0.99 * losses[0], "{name}: {losses:?}");
-            let mut first = load(dir.path(), job.clone(), 3);
-            for _ in 0..2 {
-                step(&mut first, &blocks(), 1e-2);
-            }
-            let mut resumed = load(dir.path(), job, 2);
-            resumed.restore(&first.snapshot().unwrap()).unwrap();
-            for _ in 2..4 {
-                step(&mut resumed, &blocks(), 1e-2);
-            }
-            let (found, expected) = (resumed.snapshot().unwrap(), whole.snapshot().unwrap());
-            assert_eq!(found, expected, "{name}");
+            check_resumed(dir.path(), &job, 1e-2, &name);
         }
     }
 }
@@ -174,21 +147,7 @@ fn biases_and_kinds_together_are_trained_to_the_same_bits_by_any_threads_and_aft
             weight_decay: 0.01,
             ..job(method.clone())
         };
-        let mut whole = load(dir.path(), job.clone(), 1);
-        let start = whole.snapshot().unwrap();
-        let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 1e-2)).collect();
-        assert!(losses[3] < 0.99 * losses[0], "{method:?}: {losses:?}");
-        let mut first = load(dir.path(), job.clone(), 3);
-        for _ in 0..2 {
-            step(&mut first, &blocks(), 1e-2);
-        }
-        let mut resumed = load(dir.path(), job, 2);
-        resumed.restore(&first.snapshot().unwrap()).unwrap();
-        for _ in 2..4 {
-            step(&mut resumed, &blocks(), 1e-2);
-        }
-        let end = whole.snapshot().unwrap();
-        assert_eq!(resumed.snapshot().unwrap(), end, "{method:?}");
+        let [start, end] = check_resumed(dir.path(), &job, 1e-2, &format!("{method:?}"));
         let vectors = end.layout.tensors.iter();
         for vector in vectors.filter(|tensor| tensor.shape.len() == 1) {
             let range = vector.offset..vector.offset + vector.scalars();
@@ -289,21 +248,7 @@ fn adapters_on_embedding_and_output_layer_are_trained_to_the_same_bits_by_any_th
             weight_decay: 0.01,
             ..job(method)
         };
-        let mut whole = load(dir.path(), job.clone(), 1);
-        let start = whole.snapshot().unwrap();
-        let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 1e-2)).collect();
-        assert!(losses[3] < 0.99 * losses[0], "{name}: {losses:?}");
-        let mut first = load(dir.path(), job.clone(), 3);
-        for _ in 0..2 {
-            step(&mut first, &blocks(), 1e-2);
-        }
-        let mut resumed = load(dir.path(), job, 2);
-        resumed.restore(&first.snapshot().unwrap()).unwrap();
-        for _ in 2..4 {
-            step(&mut resumed, &blocks(), 1e-2);
-        }
-        let end = whole.snapshot().unwrap();
-        assert_eq!(resumed.snapshot().unwrap(), end, "{name}");
+        let [start, end] = check_resumed(dir.path(), &job, 1e-2, &name);
         for tensor in &end.layout.tensors {
             let range = tensor.offset..tensor.offset + tensor.scalars();
             let is_moved = start.weights[range.clone()] != end.weights[range];

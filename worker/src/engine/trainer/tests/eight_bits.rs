@@ -5,6 +5,8 @@ use common::files::tensors::Dtype;
 use common::job::AdapterInit;
 use serde_json::Value;
 
+use common::job::Optimizer;
+
 use super::*;
 use crate::engine::MeanGradient;
 use crate::engine::accumulator::Sums;
@@ -22,7 +24,7 @@ fn wide_config() -> Value {
     config
 }
 
-fn wide_model() -> tempfile::TempDir {
+pub(super) fn wide_model() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &wide_config(), 7);
     dir
@@ -89,7 +91,7 @@ fn jobs_of_all_kinds() -> Vec<(tempfile::TempDir, JobSpec, f64)> {
 }
 
 /// Some steps of so many workers: each has some of the slots, and all update by the mean of all. Returns their digests.
-fn digests_of_workers(
+pub(super) fn digests_of_workers(
     dir: &tempfile::TempDir,
     job: &JobSpec,
     rate: f64,
