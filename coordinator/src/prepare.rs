@@ -124,6 +124,21 @@ impl PreflightError {
         }
     }
 
+    /// [`note`](Self::note) of a result with several problems.
+    fn note_all<T>(&mut self, result: Result<T, impl Into<Self>>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(found) => {
+                let found: Self = found.into();
+                found
+                    .problems
+                    .into_iter()
+                    .for_each(|problem| self.add(problem));
+                None
+            }
+        }
+    }
+
     /// Adds a problem, once: whoever else reads the same file finds the same.
     fn add(&mut self, problem: String) {
         if !self.problems.contains(&problem) {
@@ -177,20 +192,7 @@ pub fn prepare_in(
     let (model, config, mut model_notices) = read_model(job, &mut errors);
     let (tokenizer, template, new) = read_tokenizer(job, &mut errors, &mut model_notices);
     let job = &match &config {
-        Some(config) => {
-            // With its tokens even where they cannot be trained so: they are no fault of the data.
-            let added = JobSpec {
-                tokens: new.clone(),
-                ..job.clone()
-            };
-            let job = tokens::with_tokens(job.clone(), new, config, &mut model_notices);
-            let job = errors.note(job).unwrap_or(added);
-            errors.note(tokens::check_ids(&job, config));
-            errors.note(check_starting_adapter(&job, config));
-            let told = check_unfrozen(&config.clone().for_job(&job), &job);
-            model_notices.extend(errors.note(told).unwrap_or_default());
-            job
-        }
+        Some(config) => fit_to_model(job, config, new, &mut model_notices, &mut errors),
         None => job.clone(),
     };
     let config = config.map(|config| config.for_job(job));
@@ -204,12 +206,9 @@ pub fn prepare_in(
         (Some(tokenizer), Some(template)) => {
             let others = shared_folders(job, blocks_dir);
             let template = template.as_ref();
-            prepare_blocks_or_find(job, tokenizer, template, blocks_dir, &others, progress)
-                .map_err(|found| {
-                    let found = PreflightError::from(found).problems;
-                    found.into_iter().for_each(|problem| errors.add(problem));
-                })
-                .ok()
+            errors.note_all(prepare_blocks_or_find(
+                job, tokenizer, template, blocks_dir, &others, progress,
+            ))
         }
         _ => {
             errors.note(check_datasets(job));
@@ -248,6 +247,28 @@ pub fn prepare_in(
         Some(prepared) if errors.problems.is_empty() => Ok(prepared),
         _ => Err(errors),
     }
+}
+
+/// The job with what its model makes of it, of which `new` are the tokens that it adds; checks what else it says of the model.
+fn fit_to_model(
+    job: &JobSpec,
+    config: &ModelConfig,
+    new: Vec<NewToken>,
+    notices: &mut Vec<String>,
+    errors: &mut PreflightError,
+) -> JobSpec {
+    // With its tokens even where they cannot be trained so: they are no fault of the data.
+    let added = JobSpec {
+        tokens: new.clone(),
+        ..job.clone()
+    };
+    let job = tokens::with_tokens(job.clone(), new, config, notices);
+    let job = errors.note(job).unwrap_or(added);
+    errors.note(tokens::check_ids(&job, config));
+    errors.note(check_starting_adapter(&job, config));
+    let told = check_unfrozen(&config.clone().for_job(&job), &job);
+    notices.extend(errors.note(told).unwrap_or_default());
+    job
 }
 
 /// The job without `eos_token` where that is the tokenizer's own anyway: it is the same job then.

@@ -59,53 +59,22 @@ pub async fn join(
         if worker.updates() > updates || worker.waits.take_waited() {
             reconnection = Reconnection::new();
         }
-        let pause = reconnection.pause(&worker, &outcome);
-        let left = reconnection.left(&worker).as_secs_f64().ceil();
-        match (outcome, &worker.engine) {
-            (SessionOutcome::Finished(finished), _) => return Ok(finished),
-            (SessionOutcome::OtherJob(found), held) => {
-                let address = &worker.options.address;
-                let held = held.as_ref().map_or("", |engine| &engine.job_digest);
-                if pause.is_none() {
-                    return Err(WorkerError::OtherJob {
-                        address: address.clone(),
-                        held: held.to_owned(),
-                        found,
-                        seconds: worker.options.reconnect_timeout.as_secs(),
-                    });
-                }
-                if reconnection.stranger.as_ref() != Some(&found) {
-                    tracing::warn!(
-                        "coordinator {address} runs job {found}, but this worker holds the state of job {held}; keeping it \
-                         and waiting up to {left} s for its own coordinator"
-                    );
-                    reconnection.stranger = Some(found);
-                }
-            }
-            (SessionOutcome::Lost(reason), _) if pause.is_none() && !worker.was_welcomed => {
-                return Err(ConnectError::Unreachable {
-                    address: worker.options.address.clone(),
-                    reason,
-                    seconds: worker.options.connect_timeout.as_secs(),
-                }
-                .into());
-            }
-            (SessionOutcome::Lost(reason), _) if pause.is_none() => {
-                let times = reconnection.losses;
-                return Err(WorkerError::Lost { times, reason });
-            }
-            (SessionOutcome::Lost(reason), Some(_)) => tracing::warn!(
-                "the coordinator was lost ({reason}); keeping the state and waiting up to {left} s for it"
-            ),
-            (SessionOutcome::Lost(reason), None) => tracing::warn!(
-                "the session with the coordinator was lost ({reason}); joining again"
-            ),
-        }
+        let pause = match reconnection.next(&worker, outcome)? {
+            Next::End(finished) => return Ok(finished),
+            Next::Again(pause) => pause,
+        };
         tokio::select! {
-            () = tokio::time::sleep(pause.unwrap_or_default()) => {}
+            () = tokio::time::sleep(pause) => {}
             () = worker.shutdown.cancelled() => return Ok(Finished::Left),
         }
     }
+}
+
+/// What a worker does behind a session.
+enum Next {
+    End(Finished),
+    /// It joins again, after this pause.
+    Again(Duration),
 }
 
 /// How long a worker tries to come back: with a state, or before it was ever welcomed, by the clock; else by the number of
@@ -120,6 +89,61 @@ struct Reconnection {
 }
 
 impl Reconnection {
+    /// Decides what follows a session, and says so.
+    ///
+    /// # Errors
+    /// Where the worker gives up.
+    fn next(
+        &mut self,
+        worker: &WorkerContext,
+        outcome: SessionOutcome,
+    ) -> Result<Next, WorkerError> {
+        let pause = self.pause(worker, &outcome);
+        let left = self.left(worker).as_secs_f64().ceil();
+        match (outcome, &worker.engine, pause) {
+            (SessionOutcome::Finished(finished), ..) => return Ok(Next::End(finished)),
+            (SessionOutcome::OtherJob(found), held, None) => {
+                let held = held.as_ref().map(|engine| engine.job_digest.clone());
+                return Err(WorkerError::OtherJob {
+                    address: worker.options.address.clone(),
+                    held: held.unwrap_or_default(),
+                    found,
+                    seconds: worker.options.reconnect_timeout.as_secs(),
+                });
+            }
+            (SessionOutcome::OtherJob(found), held, Some(_)) => {
+                if self.stranger.as_ref() != Some(&found) {
+                    let address = &worker.options.address;
+                    let held = held.as_ref().map_or("", |engine| &engine.job_digest);
+                    tracing::warn!(
+                        "coordinator {address} runs job {found}, but this worker holds the state of job {held}; keeping it \
+                         and waiting up to {left} s for its own coordinator"
+                    );
+                    self.stranger = Some(found);
+                }
+            }
+            (SessionOutcome::Lost(reason), _, None) if !worker.was_welcomed => {
+                return Err(ConnectError::Unreachable {
+                    address: worker.options.address.clone(),
+                    reason,
+                    seconds: worker.options.connect_timeout.as_secs(),
+                }
+                .into());
+            }
+            (SessionOutcome::Lost(reason), _, None) => {
+                let times = self.losses;
+                return Err(WorkerError::Lost { times, reason });
+            }
+            (SessionOutcome::Lost(reason), Some(_), Some(_)) => tracing::warn!(
+                "the coordinator was lost ({reason}); keeping the state and waiting up to {left} s for it"
+            ),
+            (SessionOutcome::Lost(reason), None, Some(_)) => tracing::warn!(
+                "the session with the coordinator was lost ({reason}); joining again"
+            ),
+        }
+        Ok(Next::Again(pause.unwrap_or_default()))
+    }
+
     fn new() -> Self {
         Self {
             began: Instant::now(),

@@ -2,7 +2,7 @@
 //! decides how it goes on.
 
 use std::pin::pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use proto::v1::worker_message::Message as Up;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::collective::{self, Collective};
 use crate::rpc::blocks::Blocks;
@@ -72,6 +73,50 @@ impl Happened {
                 reason,
             } if was_asked_to_stop => Self::LetGo(reason),
             end => Self::Session(end),
+        }
+    }
+}
+
+/// What may end a session beside its work and the coordinator.
+struct Ends {
+    /// Whether there is a state to hand over.
+    is_ready: Arc<AtomicBool>,
+    /// Why the engine gave up.
+    reasons: mpsc::Receiver<String>,
+    upload_failures: mpsc::Receiver<UploadError>,
+    shutdown: CancellationToken,
+    /// How long the coordinator may take to let a worker go that was asked to stop.
+    draining_timeout: Duration,
+}
+
+impl Ends {
+    /// Waits for the first thing to happen that ends the session, `serving` among them.
+    async fn first(
+        &mut self,
+        serving: impl Future<Output = Result<(), WorkerError>>,
+        tie: &mut SessionTasks,
+    ) -> Happened {
+        let mut serving = pin!(serving);
+        let mut patience_ends = None;
+        loop {
+            tokio::select! {
+                end = &mut tie.forwarding => {
+                    let end = end.unwrap_or_else(broken);
+                    return Happened::of(end, patience_ends.is_some());
+                }
+                worked = &mut serving => return Happened::Worked(worked),
+                Some(reason) = self.reasons.recv() => return Happened::GivenUp(reason),
+                Some(error) = self.upload_failures.recv() => return Happened::UploadFailed(error),
+                () = self.shutdown.cancelled(), if patience_ends.is_none() => {
+                    // What is still loading leaves nothing behind.
+                    if !self.is_ready.load(Ordering::SeqCst) {
+                        return Happened::AskedToStop;
+                    }
+                    patience_ends = Some(Instant::now() + self.draining_timeout);
+                    tie.say_draining(self.draining_timeout).await;
+                }
+                () = until(patience_ends) => return Happened::AskedToStop,
+            }
         }
     }
 }
@@ -189,8 +234,8 @@ impl WorkerContext {
             None => default_cache()?,
         };
         let power = (self.device.clone(), self.threads());
-        let (failures, mut upload_failures) = mpsc::channel(1);
-        let (given_up, mut reasons) = mpsc::channel(1);
+        let (failures, upload_failures) = mpsc::channel(1);
+        let (given_up, reasons) = mpsc::channel(1);
         let uploads = Uploads::new(client.clone(), admission.worker, failures);
         let blocks = Arc::new(Blocks::new(
             client.clone(),
@@ -244,34 +289,17 @@ impl WorkerContext {
             peers,
             snapshots: hub_cache::snapshots(self.options.hub_cache.as_deref(), &admission.job),
         };
-        let is_ready = engine.ready_flag();
-        let mut patience_ends = None;
+        let mut ends = Ends {
+            is_ready: engine.ready_flag(),
+            reasons,
+            upload_failures,
+            shutdown: self.shutdown.clone(),
+            draining_timeout: self.options.draining_timeout,
+        };
         let status = self.options.status.clone();
         status.joined(admission.total_steps);
-        let happened = {
-            let mut serving = pin!(serve(engine, line, admission, fetcher, power, status));
-            loop {
-                tokio::select! {
-                    end = &mut tie.forwarding => {
-                        let end = end.unwrap_or_else(broken);
-                        break Happened::of(end, patience_ends.is_some());
-                    }
-                    worked = &mut serving => break Happened::Worked(worked),
-                    Some(reason) = reasons.recv() => break Happened::GivenUp(reason),
-                    Some(error) = upload_failures.recv() => break Happened::UploadFailed(error),
-                    () = self.shutdown.cancelled(), if patience_ends.is_none() => {
-                        // What is still loading leaves nothing behind.
-                        if !is_ready.load(Ordering::SeqCst) {
-                            break Happened::AskedToStop;
-                        }
-                        let patience = self.options.draining_timeout;
-                        patience_ends = Some(Instant::now() + patience);
-                        tie.say_draining(patience).await;
-                    }
-                    () = until(patience_ends) => break Happened::AskedToStop,
-                }
-            }
-        };
+        let serving = serve(engine, line, admission, fetcher, power, status);
+        let happened = ends.first(serving, &mut tie).await;
         self.decide(happened, tie).await
     }
 

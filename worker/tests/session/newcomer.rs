@@ -72,9 +72,13 @@ async fn join_by_feed(last_update_is_late: bool) {
         assert_eq!(peer.reported().await.weights_digest, expected[2]);
     }
     finish(first, one).await;
+    let two = tell_what_is_not_on_record(&mut stage, two, &expected).await;
+    finish(second, two).await;
+}
 
-    // To a coordinator that lost the records it tells all of each step: what came with the copy, with the feed, and what
-    // its peer held in the exchange. Of what is on record it tells nothing.
+/// To a coordinator that lost the records a worker tells all of each step: what came with the copy, with the feed, and what its peer
+/// held in the exchange. Of what is on record it tells nothing.
+async fn tell_what_is_not_on_record(stage: &mut Stage, mut two: Peer, expected: &[String]) -> Peer {
     for recorded in [0, 2] {
         drop(two);
         stage.welcome.recorded = recorded;
@@ -93,7 +97,7 @@ async fn join_by_feed(last_update_is_late: bool) {
             .collect();
         assert_eq!(told, all);
     }
-    finish(second, two).await;
+    two
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ use common::files::model::{
 use common::files::tensors::Dtype;
 use common::job::InitWeights;
 use common::model::ModelConfig;
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::engine::inference::error::{InferenceError, check_folder};
@@ -72,23 +73,63 @@ pub fn merge(
             scalars: Scalars::Here(scalars),
         })
         .collect();
-    let stored = ["dtype", "torch_dtype"]
-        .iter()
-        .find_map(|key| folder.config_json()[*key].as_str());
-    let dtype = match stored {
-        Some("bfloat16") => Dtype::BF16,
-        None if is_mxfp4(folder.config_json()) => Dtype::BF16,
-        _ => Dtype::F32,
-    };
     let dir = AtomicDir::create(output)?;
+    write_tokenizer(
+        &folder,
+        (model_dir, adapter_dir),
+        adapter.has_tokens(),
+        dir.path(),
+    )?;
+    let is_untied = was_tied && !config.tied;
+    let merged = merged_config(&folder, config.vocab_size, is_untied);
+    let dtype = merged_dtype(&folder);
+    write_model(dir.path(), &merged, &listed, dtype, MAX_SHARD_BYTES)?;
+    dir.commit()?;
+    Ok(())
+}
+
+/// The type that a merged model is stored in.
+fn merged_dtype(folder: &ModelFolder) -> Dtype {
+    let config = folder.config_json();
+    let mut named = ["dtype", "torch_dtype"].into_iter();
+    match named.find_map(|key| config[key].as_str()) {
+        Some("bfloat16") => Dtype::BF16,
+        None if is_mxfp4(config) => Dtype::BF16,
+        _ => Dtype::F32,
+    }
+}
+
+/// The `config.json` of a merged model with so many tokens. What was quantised is not any more.
+fn merged_config(folder: &ModelFolder, vocabulary: usize, is_untied: bool) -> Value {
+    let mut config = folder.config_json().clone();
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("quantization_config");
+        if let Some(size) = fields.get_mut("vocab_size") {
+            *size = vocabulary.into();
+        }
+        if is_untied {
+            fields.insert("tie_word_embeddings".to_owned(), false.into());
+        }
+    }
+    config
+}
+
+/// Writes the base model's tokenizer and chat template, with what the adapter has otherwise. `has_tokens` says that it trained rows of
+/// tokens.
+fn write_tokenizer(
+    folder: &ModelFolder,
+    (model_dir, adapter_dir): (&Path, &Path),
+    has_tokens: bool,
+    to: &Path,
+) -> Result<(), MergeError> {
     // What the adapter was trained with, where it is not what the model came with.
     let template = ChatTemplate::load_optional(adapter_dir)?;
     let own = ChatTemplate::load_optional(model_dir)?;
     let other = template.filter(|template| own.is_none_or(|own| own.source() != template.source()));
-    folder.copy_tokenizer_files(dir.path(), other.as_ref().map(ChatTemplate::source))?;
-    if adapter.has_tokens() || has_renamed_tokens(model_dir, adapter_dir) {
+    folder.copy_tokenizer_files(to, other.as_ref().map(ChatTemplate::source))?;
+    if has_tokens || has_renamed_tokens(model_dir, adapter_dir) {
         // The tokens that it added or renamed are in its own tokenizer.
-        copy_tokenizer(adapter_dir, dir.path())?;
+        copy_tokenizer(adapter_dir, to)?;
     }
     // So do the tokens that end its texts and answers.
     let eos = |dir: &Path| {
@@ -96,27 +137,12 @@ pub fn merge(
         tokens.get("eos_token").map(str::to_owned)
     };
     if let Some(eos) = eos(adapter_dir).filter(|text| eos(model_dir).as_ref() != Some(text)) {
-        ModelFolder::name_eos_token(dir.path(), &eos)?;
+        ModelFolder::name_eos_token(to, &eos)?;
     }
     let ends = end_tokens_of(adapter_dir)?;
     if !ends.is_empty() {
-        ModelFolder::add_end_tokens(dir.path(), &ends)?;
+        ModelFolder::add_end_tokens(to, &ends)?;
     }
-    let rows = config.vocab_size;
-    let is_untied = was_tied && !config.tied;
-    // What was quantised is not any more.
-    let mut config = folder.config_json().clone();
-    if let Some(fields) = config.as_object_mut() {
-        fields.remove("quantization_config");
-        if let Some(size) = fields.get_mut("vocab_size") {
-            *size = rows.into();
-        }
-        if is_untied {
-            fields.insert("tie_word_embeddings".to_owned(), false.into());
-        }
-    }
-    write_model(dir.path(), &config, &listed, dtype, MAX_SHARD_BYTES)?;
-    dir.commit()?;
     Ok(())
 }
 

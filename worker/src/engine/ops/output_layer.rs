@@ -50,13 +50,15 @@ impl OutputLayer {
         logits: &mut [f32],
         context: Context,
     ) -> LowRank<E> {
-        match (self, factors) {
-            (Self::Matrix(matrix), Some(factors)) => {
+        match self {
+            Self::Matrix(matrix) => {
+                let mut made = None;
+                let factors =
+                    factors.unwrap_or_else(|| &*made.insert(matrix.factors(context.pool)));
                 matrix.multiply(factors, x, logits, context.pool);
                 None
             }
-            (Self::Matrix(_), None) => unreachable!("a matrix has factors"),
-            (Self::Adapted(projection), _) => projection.forward_wide(x.data, logits, context),
+            Self::Adapted(projection) => projection.forward_wide(x.data, logits, context),
         }
     }
 
@@ -71,12 +73,14 @@ impl OutputLayer {
         dx: &mut [f32],
         context: Context,
     ) {
-        match (self, factors) {
-            (Self::Matrix(matrix), Some(factors)) => {
+        match self {
+            Self::Matrix(matrix) => {
+                let mut made = None;
+                let factors =
+                    factors.unwrap_or_else(|| &*made.insert(matrix.factors(context.pool)));
                 matrix.backward(factors, x, d_logits, dx, context.pool);
             }
-            (Self::Matrix(_), None) => unreachable!("a matrix has factors"),
-            (Self::Adapted(projection), _) => {
+            Self::Adapted(projection) => {
                 let vocabulary = projection.out();
                 let stride = vocabulary * size_of::<f32>() / size_of::<E>();
                 let dy: &[E] = bytemuck::cast_slice(d_logits);

@@ -28,6 +28,7 @@ struct Used {
 }
 
 impl RouterLoss {
+    /// The loss of a slot with so many trained tokens, of which no layer was seen yet.
     pub fn new(coefficient: f64, trained: usize) -> Self {
         Self {
             coefficient,
