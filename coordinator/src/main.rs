@@ -11,6 +11,11 @@ use coordinator::cli::check::{self, CheckError, CheckOptions};
 use coordinator::cli::{config, preprocess, push, start};
 use coordinator::exit;
 use coordinator::run::signals::Signals;
+use mimalloc::MiMalloc;
+
+/// Rendering chats and tokenising them take and give back small pieces of memory all the time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let arguments: Arguments = match manual::parse() {
