@@ -141,6 +141,7 @@ mod tests {
         Work {
             trained,
             dtype: BaseDtype::Bfloat16,
+            trained_dtype: BaseDtype::Float32,
             quantization: None,
             reduction: Reduction::Exact,
             optimizer: Default::default(),

@@ -124,6 +124,7 @@ mod tests {
             model_revision: None,
             init_weights: InitWeights::Pretrained,
             base_dtype: BaseDtype::Float32,
+            pure_bf16: false,
             quantization: None,
             datasets: Vec::new(),
             mixture: Default::default(),

@@ -27,6 +27,15 @@ impl CounterRng {
         self.0.next_u64()
     }
 
+    /// Fills a slice with uniform numbers, four of each word.
+    pub fn fill(&mut self, out: &mut [u16]) {
+        // The words' bytes follow each other from the least on, and memory is read as such.
+        self.0.fill_bytes(bytemuck::cast_slice_mut(out));
+    }
+
+    /// Numbers that [`Self::fill`] makes of a word.
+    pub const NUMBERS_PER_WORD: u64 = 4;
+
     /// Words that [`Self::normal`] draws.
     pub const WORDS_PER_NORMAL: u64 = 2;
 

@@ -3,7 +3,7 @@
     cargo build --release --workspace
     python worker/benches/compare.py --python PYTHON [--threads 2] [--rounds 2] [--only TEXT] [--list] [--compile]
 
-PYTHON has torch, transformers and peft (`pip install torch transformers peft accelerate`); nothing is downloaded. All weights are random. Run it
+PYTHON has torch, transformers and peft (`pip install torch transformers peft accelerate`, and bitsandbytes for the row on 4 bits); nothing is downloaded. All weights are random. Run it
 on a machine that does nothing else: the last column is the share of the processors that other processes took meanwhile, and a
 row above 5% means nothing. Ctrl-C ends it and all that it started. A row that cannot be measured says why, the others go on, and
 the exit code is 1; it is 0 however many goals were missed.

@@ -46,7 +46,7 @@ fn state(step: u64) -> StateCopy {
     let snapshot = Snapshot {
         step,
         layout: layout(),
-        weights: flat(step as f32),
+        weights: flat(step as f32).into(),
         moments: vec![flat(-0.5).into(), flat(0.25).into()],
     };
     StateCopy {

@@ -1,7 +1,10 @@
 //! Names, shapes and order of the trainable tensors: what makes a flat list of scalars mean something, and the same
 //! thing on every machine.
 
-use crate::job::{MomentDtype, Moments};
+use bytemuck::Pod;
+use half::bf16;
+
+use crate::job::{BaseDtype, MomentDtype, Moments};
 
 /// The trainable tensors, ordered by name; a *flat* buffer is their concatenation in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +14,8 @@ pub struct Layout {
     pub scalars: usize,
     /// What the optimizer keeps of each scalar.
     pub moments: Moments,
+    /// What the weights themselves are kept in.
+    pub weights: BaseDtype,
 }
 
 /// Moments of AdamW.
@@ -60,6 +65,7 @@ impl Layout {
             tensors,
             scalars,
             moments: USUAL_MOMENTS,
+            weights: BaseDtype::Float32,
         }
     }
 
@@ -68,19 +74,29 @@ impl Layout {
         Self { moments, ..self }
     }
 
-    /// Bytes of a state: float32 weights and moments.
+    /// The same tensors, with weights of this type.
+    pub fn with_weights(self, weights: BaseDtype) -> Self {
+        Self { weights, ..self }
+    }
+
+    /// Bytes of a state: weights and moments.
     pub fn state_bytes(&self) -> usize {
         self.buffer_bytes().iter().sum()
     }
 
     /// Bytes of each buffer of a state, in the order of [`Snapshot::buffers`](super::Snapshot::buffers).
     pub fn buffer_bytes(&self) -> Vec<usize> {
-        let mut bytes = vec![self.scalars * size_of::<f32>()];
+        let weight = match self.weights {
+            BaseDtype::Float32 => size_of::<f32>(),
+            BaseDtype::Bfloat16 => size_of::<bf16>(),
+        };
+        let mut bytes = vec![self.scalars * weight];
         bytes.extend(self.moment_bytes());
         bytes
     }
 
-    /// BLAKE3 over names and shapes in order, and over the moments where they are not AdamW's, hex.
+    /// BLAKE3 over names and shapes in order, over the moments where they are not AdamW's, and over the type of weights that are
+    /// not float32, hex.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for tensor in &self.tensors {
@@ -98,11 +114,14 @@ impl Layout {
         if self.moments.dtype == MomentDtype::EightBits {
             hasher.update(b"moments of 8 bits");
         }
+        if self.weights == BaseDtype::Bfloat16 {
+            hasher.update(b"weights of bfloat16");
+        }
         hasher.finalize().to_hex().to_string()
     }
 
     /// The tensors of a flat buffer, in order.
-    pub fn split<'a>(&'a self, flat: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
+    pub fn split<'a, T>(&'a self, flat: &'a [T]) -> impl Iterator<Item = &'a [T]> {
         assert_eq!(flat.len(), self.scalars, "the buffer is of another layout");
         self.tensors
             .iter()
@@ -118,7 +137,10 @@ impl Layout {
 }
 
 /// The `weights_digest`: BLAKE3 over the layout's digest and the little-endian bytes of all trainable tensors in order.
-pub fn weights_digest<'a>(layout: &Layout, tensors: impl Iterator<Item = &'a [f32]>) -> String {
+pub fn weights_digest<'a, T: Pod>(
+    layout: &Layout,
+    tensors: impl Iterator<Item = &'a [T]>,
+) -> String {
     /// Below this, spreading work over threads costs more than it saves.
     const PARALLEL_BYTES: usize = 256 << 10;
     let mut hasher = blake3::Hasher::new();
@@ -126,7 +148,7 @@ pub fn weights_digest<'a>(layout: &Layout, tensors: impl Iterator<Item = &'a [f3
     let mut scalars = 0;
     for tensor in tensors {
         scalars += tensor.len();
-        let bytes = as_bytes(tensor);
+        let bytes: &[u8] = bytemuck::cast_slice(tensor);
         if bytes.len() >= PARALLEL_BYTES {
             hasher.update_rayon(bytes);
         } else {
@@ -168,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_tells_shapes_and_moments_apart() {
+    fn the_digest_tells_shapes_moments_and_weights_apart() {
         let other = Layout::new([("b".into(), vec![3, 2]), ("a".into(), vec![4])]);
         assert_ne!(layout().digest(), other.digest());
         let with = |optimizer: Optimizer| layout().with_moments(optimizer.moments()).digest();
@@ -179,14 +201,15 @@ mod tests {
             Optimizer::Lion,
             Optimizer::Lion8bit,
         ];
-        let digests: BTreeSet<String> = kinds.map(with).into();
-        assert_eq!(digests.len(), kinds.len());
+        let mut digests: BTreeSet<String> = kinds.map(with).into();
+        digests.insert(layout().with_weights(BaseDtype::Bfloat16).digest());
+        assert_eq!(digests.len(), kinds.len() + 1);
     }
 
     #[test]
     fn one_changed_bit_changes_the_weights_digest() {
         let layout = layout();
-        let mut flat = vec![1.0; 10];
+        let mut flat = vec![1.0f32; 10];
         let before = weights_digest(&layout, layout.split(&flat));
         flat[7] = f32::from_bits(flat[7].to_bits() ^ 1);
         assert_ne!(before, weights_digest(&layout, layout.split(&flat)));

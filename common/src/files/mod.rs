@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod durable;
 mod error;
 pub mod flat;
+mod flat_weights;
 mod json;
 pub mod layout;
 pub mod lock;
@@ -22,6 +23,7 @@ pub mod token;
 
 pub use error::FileError;
 pub use flat::Flat;
+pub use flat_weights::{FlatWeights, WeightsPartMut};
 pub use layout::{Layout, TensorLayout, weights_digest};
 pub use manifest::{FileEntry, file_digest, file_digest_watched};
 pub use moments::Moment;

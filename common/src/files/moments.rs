@@ -259,6 +259,23 @@ impl MomentPartMut<'_> {
     }
 }
 
+impl<'a> MomentPartMut<'a> {
+    /// Takes its first scalars away: of 8 bits a whole number of blocks, or all that is left.
+    pub fn split_off(&mut self, scalars: usize) -> MomentPartMut<'a> {
+        match self {
+            Self::Float32(rest) => Self::Float32(first(rest.split_off_mut(..scalars))),
+            Self::EightBits(rest) => {
+                let is_whole = scalars.is_multiple_of(BLOCK_SCALARS) || scalars == rest.codes.len();
+                assert!(is_whole, "{scalars} scalars end within a block");
+                Self::EightBits(BlocksMut {
+                    codes: first(rest.codes.split_off_mut(..scalars)),
+                    absmax: first(rest.absmax.split_off_mut(..scalars.div_ceil(BLOCK_SCALARS))),
+                })
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,17 +7,20 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use serde_json::Value;
 
 use super::FileError;
 use super::adapter::{ADAPTER_WEIGHTS, AdapterConfig};
 use super::flat::Flat;
+use super::flat_weights::FlatWeights;
 use super::layout::{Layout, TensorLayout, as_bytes, weights_digest};
 use super::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, Scalars, WeightFiles, write_model};
 use super::moments::{BlocksMut, Moment, MomentPart, MomentPartMut};
 use super::sink::Sink;
 use super::tensors::{self, Dtype, TensorFile};
-use crate::job::{InitWeights, MomentDtype};
+use crate::job::{BaseDtype, InitWeights, MomentDtype};
 
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 
@@ -41,7 +44,7 @@ pub struct Snapshot {
     pub step: u64,
     pub layout: Arc<Layout>,
     /// Trainable weights, flat in the order of the layout.
-    pub weights: Flat,
+    pub weights: FlatWeights,
     /// As the layout says.
     pub moments: Vec<Moment>,
 }
@@ -51,8 +54,8 @@ pub struct Snapshot {
 pub enum WeightsFormat {
     /// A PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`.
     Adapter(AdapterConfig),
-    /// A whole model: `config.json` and `model.safetensors`, or shards. In bfloat16 the float32 weights are kept beside the
-    /// moments.
+    /// A whole model: `config.json` and `model.safetensors`, or shards. In bfloat16 weights that are trained in float32 are kept
+    /// beside the moments.
     Model {
         /// The base model's `config.json`.
         config: Value,
@@ -72,7 +75,7 @@ pub struct Frozen {
 
 impl Snapshot {
     pub fn weights_digest(&self) -> String {
-        weights_digest(&self.layout, self.layout.split(&self.weights))
+        self.weights.digest(&self.layout)
     }
 
     /// BLAKE3 over the number of updates and the digests of the moments, hex.
@@ -97,14 +100,14 @@ impl Snapshot {
 
     /// The bytes of all buffers: the weights, then those of each moment.
     pub fn buffers(&self) -> Vec<&[u8]> {
-        let mut buffers = vec![as_bytes(&self.weights)];
+        let mut buffers = vec![self.weights.as_bytes()];
         buffers.extend(self.moments.iter().flat_map(Moment::buffers));
         buffers
     }
 
     /// The [`buffers`](Self::buffers), open for changes.
     pub fn buffers_mut(&mut self) -> Vec<&mut [u8]> {
-        let mut buffers: Vec<&mut [u8]> = vec![bytemuck::cast_slice_mut(&mut self.weights)];
+        let mut buffers: Vec<&mut [u8]> = vec![self.weights.as_bytes_mut()];
         buffers.extend(self.moments.iter_mut().flat_map(Moment::buffers_mut));
         buffers
     }
@@ -116,18 +119,14 @@ impl Snapshot {
         format: &WeightsFormat,
     ) -> Result<(), FileError> {
         self.write_weights(&mut sink, format)?;
-        let keep_weights =
-            matches!(format, WeightsFormat::Model { dtype, .. } if *dtype != Dtype::F32);
+        let rounds = matches!(format, WeightsFormat::Model { dtype, .. } if *dtype != Dtype::F32);
+        let keep_weights = rounds && self.weights.dtype() == BaseDtype::Float32;
         let moments = self.moments.iter().zip(MOMENTS.into_iter().zip(ABSMAX));
         let mut listed: Vec<Listed> = moments
             .flat_map(|(moment, names)| list(&self.layout, moment, names))
             .collect();
         if keep_weights {
-            let weights = self.named(&self.weights).map(|(name, shape, scalars)| {
-                let name = format!("weights.{name}");
-                (name, Dtype::F32, shape.to_vec(), as_bytes(scalars))
-            });
-            listed.extend(weights);
+            listed.extend(self.list_weights("weights."));
         }
         let (step, layout) = (self.step.to_string(), self.layout.digest());
         let mut metadata = vec![("step", step.as_str()), ("layout_digest", layout.as_str())];
@@ -145,11 +144,7 @@ impl Snapshot {
     ) -> Result<(), FileError> {
         match format {
             WeightsFormat::Adapter(config) => {
-                let listed = self.named(&self.weights).map(|(name, shape, scalars)| {
-                    let name = name.to_owned();
-                    (name, Dtype::F32, shape.to_vec(), as_bytes(scalars))
-                });
-                tensors::write(&mut sink, ADAPTER_WEIGHTS, listed, &[])?;
+                tensors::write(&mut sink, ADAPTER_WEIGHTS, self.list_weights(""), &[])?;
                 config.write(sink)
             }
             WeightsFormat::Model {
@@ -157,13 +152,20 @@ impl Snapshot {
                 dtype,
                 frozen,
             } => {
-                let trained = self
-                    .named(&self.weights)
-                    .map(|(name, shape, scalars)| ModelTensor {
-                        name,
-                        shape,
-                        scalars: Scalars::Here(scalars),
-                    });
+                let scalars: Vec<Scalars> = match &self.weights {
+                    FlatWeights::Float32(flat) => {
+                        self.layout.split(flat).map(Scalars::Here).collect()
+                    }
+                    FlatWeights::Bfloat16(flat) => {
+                        self.layout.split(flat).map(Scalars::Narrow).collect()
+                    }
+                };
+                let trained = self.layout.tensors.iter().zip(scalars);
+                let trained = trained.map(|(tensor, scalars)| ModelTensor {
+                    name: &tensor.name,
+                    shape: &tensor.shape,
+                    scalars,
+                });
                 let frozen = frozen.iter().flat_map(|frozen| {
                     let tensors = frozen.tensors.iter();
                     tensors.map(|(name, shape)| ModelTensor {
@@ -208,10 +210,12 @@ impl Snapshot {
             .tensors
             .first()
             .is_some_and(|tensor| files[0].get(&format!("weights.{}", tensor.name)).is_some());
-        let weights = if kept {
-            read_flat(&files, "weights.", layout)?
-        } else {
-            read_weights(dir, layout)?
+        let weights = match (kept, layout.weights) {
+            (true, _) => read_flat(&files, "weights.", layout)?.into(),
+            (false, BaseDtype::Float32) => read_weights(dir, layout)?.into(),
+            (false, BaseDtype::Bfloat16) => {
+                FlatWeights::Bfloat16(read_bf16(&open_weights(dir)?, layout)?.into())
+            }
         };
         let names = MOMENTS.into_iter().zip(ABSMAX).take(layout.moments.count);
         let moments = names
@@ -224,21 +228,24 @@ impl Snapshot {
             .collect::<Result<_, FileError>>()?;
         Ok(Self {
             step,
-            weights: weights.into(),
+            weights,
             moments,
             layout: layout.clone(),
         })
     }
 
-    fn named<'a>(
-        &'a self,
-        flat: &'a [f32],
-    ) -> impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])> {
-        self.layout
-            .tensors
-            .iter()
-            .zip(self.layout.split(flat))
-            .map(|(tensor, scalars)| (tensor.name.as_str(), tensor.shape.as_slice(), scalars))
+    /// What stands on disk of the weights, under their names behind this one.
+    fn list_weights<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = Listed<'a>> {
+        let (dtype, bytes) = match self.weights.dtype() {
+            BaseDtype::Float32 => (Dtype::F32, size_of::<f32>()),
+            BaseDtype::Bfloat16 => (Dtype::BF16, size_of::<bf16>()),
+        };
+        let all = self.weights.as_bytes();
+        self.layout.tensors.iter().map(move |tensor| {
+            let scalars = &all[tensor.offset * bytes..][..tensor.scalars() * bytes];
+            let name = format!("{prefix}{}", tensor.name);
+            (name, dtype, tensor.shape.clone(), scalars)
+        })
     }
 }
 
@@ -329,40 +336,59 @@ fn read_8bit(
 
 /// The trainable weights of an adapter or model folder, flat: float32, whatever their type on disk.
 pub fn read_weights(dir: &Path, layout: &Layout) -> Result<Vec<f32>, FileError> {
+    read_flat(&open_weights(dir)?, "", layout)
+}
+
+/// The weight files of an adapter or model folder.
+fn open_weights(dir: &Path) -> Result<Vec<TensorFile>, FileError> {
     let adapter = dir.join(ADAPTER_WEIGHTS);
-    let files = if adapter.is_file() {
-        vec![TensorFile::open(&adapter)?]
-    } else {
-        ModelFolder::open(dir, InitWeights::Pretrained)?
-            .weight_files()
-            .iter()
-            .map(|path| TensorFile::open(path))
-            .collect::<Result<_, _>>()?
-    };
-    read_flat(&files, "", layout)
+    if adapter.is_file() {
+        return Ok(vec![TensorFile::open(&adapter)?]);
+    }
+    let folder = ModelFolder::open(dir, InitWeights::Pretrained)?;
+    let files = folder.weight_files();
+    files.iter().map(|path| TensorFile::open(path)).collect()
 }
 
 fn read_flat(files: &[TensorFile], prefix: &str, layout: &Layout) -> Result<Vec<f32>, FileError> {
-    // The first file reports a tensor that none has.
-    let file = |name: &str| {
-        let file = files.iter().find(|file| file.get(name).is_some());
-        file.unwrap_or(&files[0])
-    };
-    let name = |tensor: &TensorLayout| format!("{prefix}{}", tensor.name);
-    for tensor in &layout.tensors {
-        // Before memory is taken for what a file may not have.
-        let name = name(tensor);
-        file(&name).expect(&name, &tensor.shape)?;
-    }
+    let found = find_all(files, prefix, layout)?;
     let mut flat = vec![0.0; layout.scalars];
     let mut rest = flat.as_mut_slice();
-    for tensor in &layout.tensors {
+    for (tensor, (file, name)) in layout.tensors.iter().zip(found) {
         let (out, behind) = rest.split_at_mut(tensor.scalars());
         rest = behind;
-        let name = name(tensor);
-        file(&name).read_f32(&name, &tensor.shape, out)?;
+        file.read_f32(&name, &tensor.shape, out)?;
     }
     Ok(flat)
+}
+
+/// Reads weights that are trained in bfloat16: those of files that hold them so lose nothing.
+fn read_bf16(files: &[TensorFile], layout: &Layout) -> Result<Vec<bf16>, FileError> {
+    let found = find_all(files, "", layout)?;
+    let mut flat = vec![bf16::ZERO; layout.scalars];
+    for (tensor, (file, name)) in layout.tensors.iter().zip(found) {
+        let mut wide = vec![0.0; tensor.scalars()];
+        file.read_f32(&name, &tensor.shape, &mut wide)?;
+        flat[tensor.offset..][..wide.len()].convert_from_f32_slice(&wide);
+    }
+    Ok(flat)
+}
+
+/// The file that holds each tensor of the layout, and its name there, before memory is taken for what a file may not have.
+fn find_all<'a>(
+    files: &'a [TensorFile],
+    prefix: &str,
+    layout: &Layout,
+) -> Result<Vec<(&'a TensorFile, String)>, FileError> {
+    let found = layout.tensors.iter().map(|tensor: &TensorLayout| {
+        let name = format!("{prefix}{}", tensor.name);
+        // The first file reports a tensor that none has.
+        let holding = files.iter().find(|file| file.get(&name).is_some());
+        let file = holding.unwrap_or(&files[0]);
+        file.expect(&name, &tensor.shape)?;
+        Ok((file, name))
+    });
+    found.collect()
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ use method::{check_optimizer, method};
 use mixture::{mixture, shuffle};
 use optimizer::optimizer;
 use push::push;
-use quantization::{base_dtype, is_dtype_of_model, quantization};
+use quantization::{base_dtype, is_dtype_of_model, is_pure_bf16, quantization};
 use rate_groups::{decays, rate_groups};
 use router_loss::router_loss;
 use schedule::{batch, max_steps, warmup};
@@ -67,6 +67,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let method = method(reader, &output_dir, resume == Resume::Never);
     let init_weights = init_weights(reader, &method);
     let quantization = quantization(reader, &method);
+    let is_pure_bf16 = is_pure_bf16(reader, &method);
     let learning_rate = learning_rate(reader, &method);
     let (global_batch_size, micro_batch_size) = batch(reader);
     let lr_scheduler = lr_scheduler(reader, learning_rate);
@@ -95,7 +96,8 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         asked_revision: None,
         model_revision: reader.text("model_revision"),
         init_weights,
-        base_dtype: base_dtype(reader, quantization.is_some()),
+        base_dtype: base_dtype(reader, quantization.is_some(), is_pure_bf16),
+        pure_bf16: is_pure_bf16 && method == Method::Full,
         quantization,
         mixture: mixture(reader, &datasets),
         datasets,
@@ -164,7 +166,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             notices: Vec::new(),
             push: push(reader, &output_dir),
             prepared_dir: reader.text("dataset_prepared_path").map(PathBuf::from),
-            is_dtype_of_model: is_dtype_of_model(reader),
+            is_dtype_of_model: is_dtype_of_model(reader) && !is_pure_bf16,
         },
     }
 }

@@ -50,6 +50,9 @@ pub struct JobSpec {
     pub init_weights: InitWeights,
     /// Storage type of the base weights, and of the model that full fine-tuning writes. Default: float32.
     pub base_dtype: BaseDtype,
+    /// Whether full training keeps and updates its weights in bfloat16, rounded by chance. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pure_bf16: bool,
     /// How the frozen weights are kept in 4 bits. Default: they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<Quantization>,
@@ -179,6 +182,14 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// What the weights that are trained are kept in.
+    pub fn trained_dtype(&self) -> BaseDtype {
+        match self.pure_bf16 {
+            true => BaseDtype::Bfloat16,
+            false => BaseDtype::Float32,
+        }
+    }
+
     /// All datasets: those to train on, then those to evaluate.
     pub fn all_datasets(&self) -> impl Iterator<Item = &DatasetSpec> {
         self.datasets.iter().chain(&self.test_datasets)

@@ -20,7 +20,7 @@ pub use shape::{
 };
 pub use told::bytes;
 
-use crate::job::{JobSpec, LoraSpec, Method, MomentDtype, TrainedRows};
+use crate::job::{BaseDtype, JobSpec, LoraSpec, Method, MomentDtype, TrainedRows};
 use layer::Layer;
 pub use layer::{AGAIN_ROWS, STATE_TOKENS};
 use serde::Serialize;
@@ -264,6 +264,7 @@ impl Work {
                 },
             },
             dtype: job.base_dtype,
+            trained_dtype: job.trained_dtype(),
             quantization: job.quantization,
             reduction: job.reduction,
             optimizer: job.optimizer,
@@ -296,7 +297,15 @@ impl Work {
         }
     }
 
-    /// Bytes of the float32 weights and the moments of all trainable scalars.
+    /// Bytes of a trained weight.
+    fn weight_bytes(&self) -> u64 {
+        match self.trained_dtype {
+            BaseDtype::Float32 => F32,
+            BaseDtype::Bfloat16 => 2,
+        }
+    }
+
+    /// Bytes of the weights and the moments of all trainable scalars.
     pub fn state_bytes(&self, shape: &Shape) -> u64 {
         let scalars = self.scalars(shape);
         let moments = self.optimizer.moments();
@@ -307,7 +316,7 @@ impl Work {
                 tensors.map(|tensors| tensors.bytes_of_8bit()).sum()
             }
         };
-        scalars * F32 + moments.count as u64 * moment
+        scalars * self.weight_bytes() + moments.count as u64 * moment
     }
 
     fn tokens(&self) -> u64 {
@@ -390,7 +399,7 @@ fn pass(layers: &[Layer], checkpointing: bool, loss: u64, extra: u64) -> Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{BaseDtype, Optimizer, Reduction, TrainedBiases};
+    use crate::job::{Optimizer, Reduction, TrainedBiases};
 
     /// Qwen3-0.6B.
     const SMALL: Shape = Shape {
@@ -422,6 +431,7 @@ mod tests {
         Work {
             trained,
             dtype: BaseDtype::Bfloat16,
+            trained_dtype: BaseDtype::Float32,
             quantization: None,
             reduction: Reduction::Exact,
             optimizer: Optimizer::Adamw,

@@ -24,14 +24,15 @@ pub fn chunk_rows(vocabulary: usize) -> usize {
 /// Memory of a worker on the processor at the peak of a step, as if every token were trained.
 pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     let scalars = work.scalars(shape);
-    // Full training computes in float32.
+    // Full training computes in the type of what it trains.
     let element = match (&work.trained, work.dtype) {
         (Trained::Adapters { .. }, BaseDtype::Bfloat16) => 2,
-        _ => F32,
+        (Trained::Adapters { .. }, BaseDtype::Float32) => F32,
+        (Trained::All | Trained::Some(_), _) => work.weight_bytes(),
     };
     let frozen = match work.trained {
         Trained::All => 0,
-        Trained::Some(_) => shape.parameters().saturating_sub(scalars) * F32,
+        Trained::Some(_) => shape.parameters().saturating_sub(scalars) * element,
         Trained::Adapters { ref tokens, .. } => {
             frozen_matrices(shape, work, element, tokens.whole_matrices()) + shape.vectors() * F32
         }
@@ -142,14 +143,19 @@ fn head_adapter(shape: &Shape, work: &Work, rows: u64, element: u64) -> u64 {
     factors + low_rank + dropped + scaled
 }
 
-/// Bytes that an update takes: with Muon the direction of a matrix, its product, and two squares of its shorter side.
+/// Bytes that an update takes: with Muon the direction of a matrix, its product, and two squares of its shorter side; and the matrix
+/// in float32 where it is not kept so.
 fn update(shape: &Shape, work: &Work) -> u64 {
     let Optimizer::Muon { .. } = work.optimizer else {
         return 0;
     };
     let of_matrix = |rows: usize, columns: usize| {
         let side = rows.min(columns) as u64;
-        2 * (rows * columns) as u64 + 2 * side * side
+        let widened = match work.trained_dtype {
+            BaseDtype::Float32 => 0,
+            BaseDtype::Bfloat16 => 1,
+        };
+        (2 + widened) * (rows * columns) as u64 + 2 * side * side
     };
     if let Trained::Some(own) = &work.trained {
         let matrices = own.iter().filter(|tensor| !is_embedding(&tensor.name));

@@ -186,6 +186,8 @@ impl Tokens {
 pub struct Work {
     pub trained: Trained,
     pub dtype: BaseDtype,
+    /// What trained weights are kept in.
+    pub trained_dtype: BaseDtype,
     /// How frozen matrices are kept in 4 bits, if they are.
     pub quantization: Option<Quantization>,
     pub reduction: Reduction,

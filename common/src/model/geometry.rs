@@ -389,16 +389,18 @@ mod tests {
             }
         };
         let layout = Layout::new(tensors).with_moments(job.optimizer.moments());
+        let layout = layout.with_weights(job.trained_dtype());
         [counted, layout.state_bytes() as u64]
     }
 
     /// With moments of 8 bits it matters which tensors are large: norms and biases are in the wider model.
     #[test]
     fn a_state_is_counted_as_large_as_its_tensors_make_it() {
-        let full = job("");
-        for (class, hidden_size) in CLASSES.into_iter().flat_map(|c| [(c, 64), (c, 4096)]) {
-            let [counted, made] = state_bytes(class, hidden_size, &full);
-            assert_eq!(counted, made, "{class} {hidden_size}");
+        for full in [job(""), job("pure_bf16: true\n")] {
+            for (class, hidden_size) in CLASSES.into_iter().flat_map(|c| [(c, 64), (c, 4096)]) {
+                let [counted, made] = state_bytes(class, hidden_size, &full);
+                assert_eq!(counted, made, "{class} {hidden_size}");
+            }
         }
         for fields in [
             "use_dora: true\nbias: all\n",

@@ -257,7 +257,7 @@ fn state_after(step: u64) -> Snapshot {
     Snapshot {
         step,
         layout: layout(),
-        weights: flat.clone(),
+        weights: flat.clone().into(),
         moments: vec![flat.clone().into(), flat.into()],
     }
 }

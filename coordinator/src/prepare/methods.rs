@@ -30,7 +30,10 @@ pub struct MethodNeed {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Full,
+    /// With weights that are kept in bfloat16.
+    FullBf16,
     Full8Bits,
+    FullBf16With8Bits,
     Adapter32Bits,
     Adapter16Bits,
     Adapter4Bits,
@@ -63,10 +66,12 @@ pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
 /// The method of the job itself.
 fn own(job: &JobSpec, config: &ModelConfig) -> Way {
     match (&job.method, config.quantization_of(job)) {
-        (Method::Full, _) if job.optimizer.moments().dtype == MomentDtype::EightBits => {
-            Way::Full8Bits
-        }
-        (Method::Full, _) => Way::Full,
+        (Method::Full, _) => match (job.pure_bf16, job.optimizer.moments().dtype) {
+            (false, MomentDtype::Float32) => Way::Full,
+            (true, MomentDtype::Float32) => Way::FullBf16,
+            (false, MomentDtype::EightBits) => Way::Full8Bits,
+            (true, MomentDtype::EightBits) => Way::FullBf16With8Bits,
+        },
         (Method::Lora(_), None) if job.base_dtype == BaseDtype::Bfloat16 => Way::Adapter16Bits,
         (Method::Lora(_), None) => Way::Adapter32Bits,
         (Method::Lora(_), Some(how)) if how.experts && has_own_experts(config) => {
@@ -78,7 +83,12 @@ fn own(job: &JobSpec, config: &ModelConfig) -> Way {
 
 /// The methods that this model can be trained by at all.
 fn ways(job: &JobSpec, config: &ModelConfig) -> Vec<Way> {
-    let full = [Way::Full, Way::Full8Bits];
+    let full = [
+        Way::Full,
+        Way::FullBf16,
+        Way::Full8Bits,
+        Way::FullBf16With8Bits,
+    ];
     if job.init_weights == InitWeights::Random {
         // An adapter on random weights is refused.
         return full.into();
@@ -109,11 +119,13 @@ fn job_of(way: Way, job: &JobSpec) -> Option<JobSpec> {
     let plain = |method: Method, base_dtype: BaseDtype| JobSpec {
         method,
         base_dtype,
+        pure_bf16: false,
         quantization: None,
         ..job.clone()
     };
     let four_bits = |lora: LoraSpec, experts: bool| JobSpec {
         method: Method::Lora(lora),
+        pure_bf16: false,
         base_dtype: match job.quantization {
             Some(_) => job.base_dtype,
             None => BaseDtype::Bfloat16,
@@ -133,9 +145,16 @@ fn job_of(way: Way, job: &JobSpec) -> Option<JobSpec> {
         optimizer,
         ..plain(Method::Full, job.base_dtype)
     };
+    let pure = |optimizer: Optimizer| JobSpec {
+        optimizer,
+        pure_bf16: true,
+        ..plain(Method::Full, BaseDtype::Bfloat16)
+    };
     Some(match way {
         Way::Full => full(in_32_bits),
+        Way::FullBf16 => pure(in_32_bits),
         Way::Full8Bits => full(in_8_bits?),
+        Way::FullBf16With8Bits => pure(in_8_bits?),
         Way::Adapter32Bits => plain(Method::Lora(lora), BaseDtype::Float32),
         Way::Adapter16Bits => plain(Method::Lora(lora), BaseDtype::Bfloat16),
         Way::Adapter4Bits => four_bits(lora, false),
@@ -157,7 +176,9 @@ fn name(way: Way, method: &Method, weights: &str) -> String {
     let of_adapter = |base: &str| format!("{} on {base}", adapter_kind(method));
     match way {
         Way::Full => weights.to_owned(),
+        Way::FullBf16 => format!("{weights} in bfloat16"),
         Way::Full8Bits => format!("{weights} with 8-bit moments"),
+        Way::FullBf16With8Bits => format!("{weights} in bfloat16 with 8-bit moments"),
         Way::Adapter32Bits => of_adapter("32 bits"),
         Way::Adapter16Bits => of_adapter("16 bits"),
         Way::Adapter4Bits => of_adapter("4 bits"),
@@ -192,8 +213,15 @@ fn adapter_kind(method: &Method) -> String {
 fn asked_by(way: Way, optimizer: Optimizer) -> String {
     let told = match (way, optimizer) {
         (Way::Full, _) => "`adapter: none`",
+        (Way::FullBf16, _) => "`adapter: none` with `pure_bf16: true`",
         (Way::Full8Bits, Optimizer::Lion8bit) => "`adapter: none` with `optimizer: lion_8bit`",
         (Way::Full8Bits, _) => "`adapter: none` with `optimizer: adamw_8bit`",
+        (Way::FullBf16With8Bits, Optimizer::Lion8bit) => {
+            "`adapter: none` with `pure_bf16: true` and `optimizer: lion_8bit`"
+        }
+        (Way::FullBf16With8Bits, _) => {
+            "`adapter: none` with `pure_bf16: true` and `optimizer: adamw_8bit`"
+        }
         (Way::Adapter32Bits, _) => "`adapter: lora`",
         (Way::Adapter16Bits, _) => "`adapter: lora` with `base_dtype: bfloat16`",
         (Way::Adapter4Bits, _) => "`adapter: qlora`",

@@ -75,7 +75,7 @@ fn received(store: &Store, step: u64) -> Received {
     let flat = |seed: u64| (0..40).map(|i| (seed * 100 + i) as f32).collect::<Flat>();
     let snapshot = Snapshot {
         step,
-        weights: flat(step),
+        weights: flat(step).into(),
         moments: vec![flat(step + 1).into(), flat(step + 2).into()],
         layout,
     };

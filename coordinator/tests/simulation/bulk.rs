@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use worker::rpc::upload::State;
 
+use crate::mesh::SCALARS;
 use crate::net::Node;
 use crate::rpc::Client;
 use crate::truth::{SEQUENCE_LEN, Weights, digest, weights};
@@ -77,7 +78,7 @@ pub async fn upload_all(
 ) {
     while let Some(state) = waiting.recv().await {
         let step = state.snapshot.step;
-        let mut weights = weights(&state.snapshot.weights);
+        let mut weights = weights(&state.snapshot.weights.widened(0..SCALARS));
         if world.spoils(step) {
             weights[0] ^= 1;
         }

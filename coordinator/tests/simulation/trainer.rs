@@ -214,7 +214,7 @@ impl StepTrainer for ToyTrainer {
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), EngineError> {
         self.step = snapshot.step;
-        self.weights = weights(&snapshot.weights);
+        self.weights = weights(&snapshot.weights.widened(0..SCALARS));
         self.forget_slots();
         Ok(())
     }

@@ -41,6 +41,9 @@ pub struct BenchArgs {
     /// Storage of the base weights
     #[arg(long, value_enum, default_value_t = Dtype::Bfloat16)]
     dtype: Dtype,
+    /// With --mode full, train the weights in bfloat16
+    #[arg(long)]
+    pure_bf16: bool,
     /// Keep the linears in 4 bits (NF4)
     #[arg(long = "load-in-4bit")]
     load_in_4bit: bool,
@@ -183,6 +186,7 @@ impl Default for BenchArgs {
             config: PathBuf::new(),
             mode: Mode::Lora,
             dtype: Dtype::Bfloat16,
+            pure_bf16: false,
             load_in_4bit: false,
             quantize_embeddings: false,
             optimizer: "adamw".to_owned(),
@@ -315,6 +319,7 @@ fn job_of(args: &BenchArgs, folder: &Path) -> Result<JobSpec, BenchError> {
         ("dataset", folder.join("config.json").display().to_string()),
         ("adapter", name_of(args.mode)),
         ("base_dtype", name_of(args.dtype)),
+        ("pure_bf16", args.pure_bf16.to_string()),
         ("load_in_4bit", args.load_in_4bit.to_string()),
         ("quantize_embeddings", args.quantize_embeddings.to_string()),
         ("reduction", name_of(args.reduction)),

@@ -7,9 +7,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use common::files::Moment;
 use common::files::layout::Layout;
 use common::files::snapshot::Snapshot;
+use common::files::{FlatWeights, Moment};
 
 use super::frame::PIECE_SCALARS;
 
@@ -139,7 +139,7 @@ impl Assembly {
     pub fn new(header: StateHeader, layout: Arc<Layout>) -> Self {
         let snapshot = Snapshot {
             step: header.step,
-            weights: vec![0f32; layout.scalars].into(),
+            weights: FlatWeights::zeros(&layout),
             moments: (0..layout.moments.count)
                 .map(|_| Moment::zeros(&layout))
                 .collect(),
@@ -198,18 +198,20 @@ impl Assembly {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use common::job::{MomentDtype, Moments, Optimizer};
+    use common::files::Flat;
+    use common::job::{BaseDtype, MomentDtype, Moments, Optimizer};
+    use half::bf16;
 
     use super::*;
 
     const SCALARS: usize = 2 * PIECE_SCALARS + 3;
 
     fn state() -> StateCopy {
-        let flat = |seed: f32| (0..SCALARS).map(|i| seed + i as f32).collect();
+        let flat = |seed: f32| (0..SCALARS).map(|i| seed + i as f32).collect::<Flat>();
         let snapshot = Snapshot {
             step: 4,
             layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
-            weights: flat(0.5),
+            weights: flat(0.5).into(),
             moments: vec![flat(-0.25).into(), flat(0.125).into()],
         };
         StateCopy {
@@ -241,7 +243,19 @@ mod tests {
             state.snapshot.layout = Arc::new(with_moments(&state, count));
             assert_eq!(assemble(&state, &state), Ok(state));
         }
-        assert_eq!(assemble(&eight_bits(), &eight_bits()), Ok(eight_bits()));
+        for state in [eight_bits(), in_bfloat16()] {
+            assert_eq!(assemble(&state, &state), Ok(state));
+        }
+    }
+
+    /// The state with weights of bfloat16.
+    fn in_bfloat16() -> StateCopy {
+        let mut state = state();
+        let weights: Vec<bf16> = (0..SCALARS).map(|i| bf16::from_f32(i as f32)).collect();
+        let layout = (*state.snapshot.layout).clone();
+        state.snapshot.layout = Arc::new(layout.with_weights(BaseDtype::Bfloat16));
+        state.snapshot.weights = FlatWeights::Bfloat16(weights.into());
+        state
     }
 
     fn with_moments(state: &StateCopy, count: usize) -> Layout {
@@ -297,6 +311,7 @@ mod tests {
         for layout in [
             with_moments(&state(), 1),
             (*eight_bits().snapshot.layout).clone(),
+            (*in_bfloat16().snapshot.layout).clone(),
         ] {
             assert!(StateHeader::decode(&header, &layout).is_err());
         }

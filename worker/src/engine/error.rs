@@ -61,6 +61,9 @@ pub enum EngineError {
     )]
     GpuTokens,
     #[cfg(feature = "cuda")]
+    #[error("weights are not trained in bfloat16 (pure_bf16) on GPUs yet; join with --device cpu")]
+    GpuPureBf16,
+    #[cfg(feature = "cuda")]
     #[error("{what} is not done on GPUs yet; join with --device cpu")]
     GpuAdapter { what: &'static str },
     #[cfg(feature = "cuda")]

@@ -2,12 +2,14 @@
 //! number of threads.
 
 mod adamw;
+mod bfloat16;
 mod eight_bits;
 mod lion;
 mod muon;
 mod norm;
 mod sgd;
 
+use common::files::WeightsPartMut;
 use common::files::layout::TensorLayout;
 use common::files::moments::MomentPartMut;
 use common::job::{JobSpec, Optimizer as Kind, RateGroups, is_embedding, is_magnitude};
@@ -53,6 +55,7 @@ pub struct Optimizer {
     rates: RateGroups,
     /// The job's learning rate, which a step's is a share of.
     peak: f64,
+    seed: u64,
 }
 
 /// How one tensor is updated.
@@ -61,6 +64,8 @@ pub struct TensorUpdate {
     pub rule: Rule,
     /// Factor on the learning rate of a step.
     pub rate: f64,
+    /// What weights of bfloat16 are rounded by.
+    pub seed: u64,
 }
 
 /// What becomes of a tensor's weights and moments.
@@ -84,6 +89,7 @@ impl Optimizer {
             weight_decay: job.weight_decay,
             rates: job.lr_groups.clone(),
             peak: job.learning_rate,
+            seed: job.seed,
         }
     }
 
@@ -118,6 +124,7 @@ impl Optimizer {
         TensorUpdate {
             rule,
             rate: rate.factor,
+            seed: self.seed,
         }
     }
 
@@ -166,6 +173,23 @@ impl TensorUpdate {
     /// Updates a tensor's weights and moments in place. All slices have one length, and the tensor's gradient is in `mean` from
     /// scalar `first`.
     pub fn apply(
+        &self,
+        update: &Update,
+        weights: WeightsPartMut,
+        moments: Vec<MomentPartMut>,
+        gradient: (MeanSource, usize),
+    ) {
+        match weights {
+            WeightsPartMut::Float32(weights) => {
+                self.apply_f32(update, weights, moments, gradient);
+            }
+            WeightsPartMut::Bfloat16(weights) => {
+                bfloat16::apply(self, update, weights, moments, gradient);
+            }
+        }
+    }
+
+    fn apply_f32(
         &self,
         update: &Update,
         weights: &mut [f32],

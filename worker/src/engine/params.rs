@@ -8,11 +8,13 @@ use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use common::files::Flat;
+use common::files::FlatWeights;
 use common::files::layout::Layout;
+use common::job::BaseDtype;
 use common::memory::processor::SUMS_TILE;
 use common::nf4::Nf4;
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::EngineError;
@@ -43,9 +45,11 @@ enum Store {
 /// A trainable tensor's place in the flat weights, and where its gradient goes.
 #[derive(Clone)]
 struct GradientSlot {
-    flat: Arc<RwLock<Flat>>,
+    flat: Arc<RwLock<FlatWeights>>,
     version: Arc<AtomicU64>,
     range: Range<usize>,
+    /// What the flat weights are kept in.
+    dtype: BaseDtype,
     gradients: Gradients,
     index: usize,
     /// Which of the parts that are handed out it is.
@@ -57,11 +61,14 @@ pub enum Reading<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     Nf4(&'a Nf4),
-    Trainable(RwLockReadGuard<'a, Flat>, Range<usize>),
+    Trainable(RwLockReadGuard<'a, FlatWeights>, Range<usize>),
 }
 
-/// A [`Reading`] of a weight that is float32.
-pub struct ReadingF32<'a>(Reading<'a>);
+/// A [`Reading`] of a weight in float32: as it is, or a widened copy of one that is trained in bfloat16.
+pub enum ReadingF32<'a> {
+    Own(Reading<'a>),
+    Widened(Vec<f32>),
+}
 
 impl Weight {
     /// A weight that training leaves as it is. Its gradient is never computed.
@@ -124,7 +131,11 @@ impl Weight {
     }
 
     pub fn is_bf16(&self) -> bool {
-        matches!(self.store, Store::Bf16(_))
+        match &self.store {
+            Store::Bf16(_) => true,
+            Store::Trainable(slot) => slot.dtype == BaseDtype::Bfloat16,
+            Store::F32(_) | Store::Nf4(_) => false,
+        }
     }
 
     pub fn read(&self) -> Reading<'_> {
@@ -140,13 +151,17 @@ impl Weight {
         }
     }
 
-    /// Opens a weight that must be float32 (norms, biases, adapters).
+    /// Opens a weight that is read in float32 (norms, biases, adapters): only where it is trained may it be kept in bfloat16.
     pub fn read_f32(&self) -> ReadingF32<'_> {
         assert!(
             matches!(self.store, Store::F32(_) | Store::Trainable(_)),
             "this weight must be float32"
         );
-        ReadingF32(self.read())
+        let reading = self.read();
+        match reading.slice() {
+            WeightSlice::Bf16(narrow) => ReadingF32::Widened(narrow.to_f32_vec()),
+            _ => ReadingF32::Own(reading),
+        }
     }
 
     /// Number of the changes to the trainable weights so far. What is computed from a frozen weight stays true.
@@ -163,7 +178,12 @@ impl Weight {
             return;
         };
         let mut flat = slot.flat.write().unwrap_or_else(PoisonError::into_inner);
-        flat[slot.range.clone()].copy_from_slice(values);
+        match &mut *flat {
+            FlatWeights::Float32(flat) => flat[slot.range.clone()].copy_from_slice(values),
+            FlatWeights::Bfloat16(flat) => {
+                flat[slot.range.clone()].convert_from_f32_slice(values);
+            }
+        }
         slot.version.fetch_add(1, Ordering::Release);
     }
 
@@ -236,7 +256,10 @@ impl Reading<'_> {
             Self::F32(values) => WeightSlice::F32(values),
             Self::Bf16(values) => WeightSlice::Bf16(values),
             Self::Nf4(matrix) => WeightSlice::Nf4(matrix),
-            Self::Trainable(flat, range) => WeightSlice::F32(&flat[range.clone()]),
+            Self::Trainable(flat, range) => match &**flat {
+                FlatWeights::Float32(flat) => WeightSlice::F32(&flat[range.clone()]),
+                FlatWeights::Bfloat16(flat) => WeightSlice::Bf16(&flat[range.clone()]),
+            },
         }
     }
 
@@ -258,7 +281,10 @@ impl Deref for ReadingF32<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        self.0.elements()
+        match self {
+            Self::Own(reading) => reading.elements(),
+            Self::Widened(values) => values,
+        }
     }
 }
 
@@ -406,7 +432,7 @@ impl Gradients {
 /// exists.
 pub struct Parameters {
     layout: Arc<Layout>,
-    flat: Arc<RwLock<Flat>>,
+    flat: Arc<RwLock<FlatWeights>>,
     /// Number of the changes so far.
     version: Arc<AtomicU64>,
     gradients: Gradients,
@@ -414,11 +440,16 @@ pub struct Parameters {
 
 impl Parameters {
     /// Takes the trainable tensors' starting values, in layout order.
-    pub fn new(layout: Layout, values: Vec<f32>, collect: Collect) -> Self {
-        assert_eq!(values.len(), layout.scalars, "trainable weights");
+    pub fn new(layout: Layout, values: impl Into<FlatWeights>, collect: Collect) -> Self {
+        let values = values.into();
+        assert_eq!(
+            (values.len(), values.dtype()),
+            (layout.scalars, layout.weights),
+            "trainable weights"
+        );
         let layout = Arc::new(layout);
         Self {
-            flat: Arc::new(RwLock::new(values.into())),
+            flat: Arc::new(RwLock::new(values)),
             version: Arc::default(),
             gradients: Gradients::new(layout.clone(), collect),
             layout,
@@ -464,6 +495,7 @@ impl Parameters {
                 flat: self.flat.clone(),
                 version: self.version.clone(),
                 range: first..first + scalars,
+                dtype: self.layout.weights,
                 gradients: self.gradients.clone(),
                 index,
                 part,
@@ -472,23 +504,23 @@ impl Parameters {
     }
 
     /// Calls `read` with the flat weights, in layout order.
-    pub fn read<R>(&self, read: impl FnOnce(&[f32]) -> R) -> R {
+    pub fn read<R>(&self, read: impl FnOnce(&FlatWeights) -> R) -> R {
         read(&self.flat.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Shares the flat weights, without a copy.
-    pub fn share(&self) -> Flat {
+    pub fn share(&self) -> FlatWeights {
         let flat = self.flat.read().unwrap_or_else(PoisonError::into_inner);
         flat.clone()
     }
 
-    pub fn replace(&self, weights: Flat) {
+    pub fn replace(&self, weights: FlatWeights) {
         *self.flat.write().unwrap_or_else(PoisonError::into_inner) = weights;
         self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Changes the flat weights in place, or a copy of them while somebody still reads what was shared.
-    pub fn update(&self, write: impl FnOnce(&mut [f32])) {
+    pub fn update(&self, write: impl FnOnce(&mut FlatWeights)) {
         write(&mut self.flat.write().unwrap_or_else(PoisonError::into_inner));
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -524,7 +556,10 @@ mod tests {
     fn an_update_in_place_is_seen_by_every_view() {
         let parameters = parameters(Collect::Slot);
         let b = parameters.weight("b").unwrap();
-        parameters.update(|flat| flat.iter_mut().for_each(|w| *w *= 10.0));
+        parameters.update(|weights| match weights {
+            FlatWeights::Float32(flat) => flat.iter_mut().for_each(|w| *w *= 10.0),
+            FlatWeights::Bfloat16(_) => unreachable!("float32 weights"),
+        });
         assert_eq!(*b.read_f32(), [40.0, 50.0]);
         assert!(parameters.weight("c").is_none());
     }

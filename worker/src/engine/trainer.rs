@@ -15,7 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::data::block::Block;
-use common::files::layout::{Layout, weights_digest};
+use common::files::FlatWeights;
+use common::files::layout::Layout;
 use common::files::model::ModelFolder;
 use common::files::snapshot::Snapshot;
 use common::job::{InitWeights, JobSpec, Method};
@@ -425,15 +426,11 @@ impl Trainer {
 
     /// Digest of the trainable weights as they are now.
     pub fn weights_digest(&self) -> Result<String, EngineError> {
-        let layout = &self.layout;
-        let digest = |flat: &[f32]| {
-            self.pool
-                .install(|| weights_digest(layout, layout.split(flat)))
-        };
+        let digest = |weights: &FlatWeights| self.pool.install(|| weights.digest(&self.layout));
         match &self.compute {
             Compute::Cpu(cpu) => Ok(cpu.weights(digest)),
             #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => Ok(digest(&gpu.weights()?)),
+            Compute::Gpu(gpu) => Ok(digest(&gpu.weights()?.into())),
         }
     }
 

@@ -359,7 +359,7 @@ mod tests {
             snapshot: Snapshot {
                 step: 4,
                 layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
-                weights: flat(0.5),
+                weights: flat(0.5).into(),
                 moments: vec![flat(-0.25).into(), flat(0.125).into()],
             },
             weights_digest: None,

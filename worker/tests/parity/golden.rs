@@ -80,11 +80,12 @@ pub fn assert_steps(name: &str, found: &[Step], expected: &[Step]) {
 /// elsewhere: hence norms.
 pub fn assert_weights(name: &str, start: &Snapshot, found: &Snapshot, expected: &[f32]) {
     let layout = &found.layout;
+    let [start, found] = [start, found].map(|state| state.weights.widened(0..layout.scalars));
     let tensors = layout
         .tensors
         .iter()
-        .zip(layout.split(&start.weights))
-        .zip(layout.split(&found.weights).zip(layout.split(expected)));
+        .zip(layout.split(&start))
+        .zip(layout.split(&found).zip(layout.split(expected)));
     for ((tensor, start), (found, expected)) in tensors {
         let what = format!("{name}, {}", tensor.name);
         let zeros = vec![0.0; expected.len()];
@@ -302,7 +303,8 @@ fn a_packed_block_trains_like_its_examples_one_by_one() {
             };
             let off = distance(found_moment, expected_moment);
             assert!(off < 1e-5, "{name}: gradients differ by {off}");
-            assert_weights(name, &start, &found, &expected.weights);
+            let weights = expected.weights.widened(0..expected.layout.scalars);
+            assert_weights(name, &start, &found, &weights);
         }
     }
 }

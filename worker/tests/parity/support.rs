@@ -172,6 +172,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         model_revision: None,
         init_weights: InitWeights::Pretrained,
         base_dtype: BaseDtype::Float32,
+        pure_bf16: false,
         quantization: None,
         datasets: Vec::new(),
         mixture: Default::default(),

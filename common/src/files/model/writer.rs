@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use serde_json::Value;
 
 use crate::files::FileError;
@@ -31,6 +32,8 @@ pub struct ModelTensor<'a> {
 pub enum Scalars<'a> {
     /// In memory, in float32.
     Here(&'a [f32]),
+    /// In memory, in bfloat16.
+    Narrow(&'a [bf16]),
     /// In the files of another model, under the same name.
     In(&'a WeightFiles),
 }
@@ -107,6 +110,13 @@ fn write_shard(
         let tensor = &tensors[index];
         match tensor.scalars {
             Scalars::Here(scalars) => write_scalars(scalars, dtype, out),
+            Scalars::Narrow(scalars) if dtype == Dtype::BF16 => {
+                out.write_all(bytemuck::cast_slice(scalars))
+            }
+            Scalars::Narrow(scalars) => {
+                let mut parts = scalars.chunks(PART_SCALARS);
+                parts.try_for_each(|part| write_scalars(&part.to_f32_vec(), dtype, out))
+            }
             Scalars::In(files) => copy_scalars(tensor, files, dtype, out),
         }
     })

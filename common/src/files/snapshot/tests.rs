@@ -6,11 +6,11 @@ pub fn snapshot() -> Snapshot {
         ("model.b.weight".into(), vec![2, 3]),
         ("model.a.weight".into(), vec![4]),
     ]));
-    let flat = |seed: f32| (0..10).map(|i| seed + i as f32 / 7.0).collect();
+    let flat = |seed: f32| (0..10).map(|i| seed + i as f32 / 7.0).collect::<Flat>();
     Snapshot {
         step: 12,
         layout,
-        weights: flat(1.0),
+        weights: flat(1.0).into(),
         moments: vec![flat(-2.0).into(), flat(0.5).into()],
     }
 }
@@ -37,6 +37,19 @@ fn eight_bits() -> Snapshot {
         weights: (0..layout.scalars).map(|i| i as f32 / 7.0).collect(),
         moments: vec![moment(3), moment(5)],
         layout: Arc::new(layout),
+    }
+}
+
+/// Weights of bfloat16.
+fn in_bfloat16() -> Snapshot {
+    let snapshot = snapshot();
+    let layout = (*snapshot.layout).clone();
+    let wide = snapshot.weights.widened(0..layout.scalars);
+    let narrow: Vec<bf16> = wide.into_iter().map(bf16::from_f32).collect();
+    Snapshot {
+        layout: Arc::new(layout.with_weights(BaseDtype::Bfloat16)),
+        weights: FlatWeights::Bfloat16(narrow.into()),
+        ..snapshot
     }
 }
 
@@ -79,6 +92,27 @@ fn every_bit_comes_back_from_disk() {
             assert_eq!(read.optimizer_digest(), written.optimizer_digest());
         }
     }
+}
+
+#[test]
+fn weights_of_bfloat16_are_kept_in_the_model_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let written = in_bfloat16();
+    written
+        .write_files(folder.path(), &model(Dtype::BF16))
+        .unwrap();
+    let read = Snapshot::read_files(folder.path(), &written.layout).unwrap();
+    assert_eq!(read, written);
+    assert_eq!(read.weights_digest(), written.weights_digest());
+    let optimizer = TensorFile::open(&folder.path().join(OPTIMIZER)).unwrap();
+    assert!(!optimizer.names().any(|name| name.starts_with("weights.")));
+    let model = TensorFile::open(&folder.path().join("model.safetensors")).unwrap();
+    let bytes = model
+        .names()
+        .map(|name| model.get(name).unwrap().bytes.len());
+    assert_eq!(bytes.sum::<usize>(), 10 * 2);
+    // Of a state that keeps its weights otherwise it is not.
+    Snapshot::read_files(folder.path(), &snapshot().layout).unwrap_err();
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub(super) const FIELDS: &[Field] = &[
         &["torch_dtype", "dtype"],
         "float32 | bfloat16 | auto",
         "float32",
-        "Storage type of the base weights and of the model that full training writes; `auto` is what the model's config.json names, with float32 for all but bfloat16. Adapters, optimizer and sums are always float32.",
+        "Storage type of the base weights and of the model that full training writes; `auto` is what the model's config.json names, with float32 for all but bfloat16. Adapters, optimizer and sums are always float32, and weights that full training changes but with `pure_bf16`.",
     ),
     field(
         "bf16",
@@ -52,6 +52,13 @@ pub(super) const FIELDS: &[Field] = &[
         "true | false | auto",
         "auto",
         "Another way to write `base_dtype: bfloat16` (true); false and auto change nothing.",
+    ),
+    field(
+        "pure_bf16",
+        &[],
+        "true | false",
+        "false",
+        "With `adapter: none`, keep the weights that are trained in bfloat16, too, and compute in it: 2 bytes for each instead of 4. An update is rounded up or down by chance, with the odds that make it right on average. Implies `base_dtype: bfloat16`; adapters stay in float32.",
     ),
     field(
         "load_in_4bit",

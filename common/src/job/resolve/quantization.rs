@@ -32,8 +32,23 @@ pub(super) fn quantization(reader: &mut Reader<'_>, method: &Method) -> Option<Q
     })
 }
 
-/// The type of the base weights that are not quantised, in which all products are computed.
-pub(super) fn base_dtype(reader: &mut Reader<'_>, is_quantised: bool) -> BaseDtype {
+/// Whether the job asks for bfloat16 in all weights. Adapters are float32 all the same.
+pub(super) fn is_pure_bf16(reader: &mut Reader<'_>, method: &Method) -> bool {
+    let is_pure = reader.switch("pure_bf16").unwrap_or(false);
+    if is_pure && matches!(method, Method::Lora(_)) {
+        let notice = "pure_bf16: the base weights are bfloat16, and the adapter is trained in float32, which is more exact";
+        reader.notices.push(notice.to_owned());
+    }
+    is_pure
+}
+
+/// The type of the base weights that are not quantised, in which all products are computed. `is_pure_bf16` says that what is trained
+/// is to be bfloat16, too.
+pub(super) fn base_dtype(
+    reader: &mut Reader<'_>,
+    is_quantised: bool,
+    is_pure_bf16: bool,
+) -> BaseDtype {
     let choices: &[(&[&str], BaseDtype)] = &[
         (
             &["float32", "fp32", "torch.float32", "float"],
@@ -53,6 +68,15 @@ pub(super) fn base_dtype(reader: &mut Reader<'_>, is_quantised: bool) -> BaseDty
     ];
     let bf16 = reader.choice("bf16", bf16).unwrap_or(false);
     let computed = compute_dtype(reader);
+    if is_pure_bf16 {
+        if dtype == Some(BaseDtype::Float32)
+            && let Some(given) = reader.given("base_dtype")
+        {
+            let message = "is float32, but `pure_bf16` keeps the weights in bfloat16; remove one";
+            reader.problem(given, message.to_owned());
+        }
+        return BaseDtype::Bfloat16;
+    }
     if bf16 {
         let fields = match is_auto {
             true => &["bf16"][..],

@@ -45,7 +45,7 @@ const JOBS: [&str; 21] = [
      num_train_epochs: 2.0\neval_dataset: c.jsonl\nuse_muon: true\nuse_eaft_loss: true\n",
     "model_name_or_path: m\nstage: sft\ndataset: a.jsonl\npissa_init: true\npissa_iter: 4\npissa_convert: true\n",
     // LLaMA-Factory's patience keeps the last weights.
-    "model_name_or_path: m\ntemplate: qwen3\ndataset: a.jsonl\nfinetuning_type: full\nval_size: 0.1\neval_strategy: steps\neval_steps: 0.25\n\
+    "model_name_or_path: m\ntemplate: qwen3\ndataset: a.jsonl\nfinetuning_type: full\npure_bf16: true\nval_size: 0.1\neval_strategy: steps\neval_steps: 0.25\n\
      early_stopping_steps: 2\nmask_history: true\nenable_thinking: false\ndefault_system: 'no'\nuse_dft_loss: true\n",
     // The same name in a job of others.
     "base_model: m\ndatasets: a.jsonl\nval_set_size: 4\neval_steps: 5\nsave_steps: 0\nearly_stopping_steps: 2\neval_on_start: true\n",

@@ -72,6 +72,36 @@ fn scales_and_types_are_as_they_are_asked_for() {
 }
 
 #[test]
+fn pure_bfloat16_is_for_full_training_and_makes_the_base_bfloat16() {
+    let of = |text: &str| {
+        let job = job(text);
+        (job.base_dtype, job.pure_bf16, job.trained_dtype())
+    };
+    let (float32, bfloat16) = (BaseDtype::Float32, BaseDtype::Bfloat16);
+    assert_eq!(of("pure_bf16: true\n"), (bfloat16, true, bfloat16));
+    assert_eq!(
+        of("pure_bf16: true\nbf16: auto\ntorch_dtype: auto\n"),
+        (bfloat16, true, bfloat16)
+    );
+    assert_eq!(of("bf16: true\n"), (bfloat16, false, float32));
+    let adapter = "adapter: lora\npure_bf16: true\n";
+    assert_eq!(of(adapter), (bfloat16, false, float32));
+    let told = job(adapter).reading.notices;
+    assert!(
+        told[0].contains("the adapter is trained in float32"),
+        "{told:?}"
+    );
+    assert_ne!(
+        job("pure_bf16: true\n").digest(),
+        job("bf16: true\n").digest()
+    );
+    check_problems(
+        "pure_bf16: true\nbase_dtype: float32\n",
+        &["4: `base_dtype` is float32, but `pure_bf16` keeps the weights in bfloat16; remove one"],
+    );
+}
+
+#[test]
 fn eight_bits_and_settings_without_effect_are_told() {
     let notices = |text: &str| job(text).reading.notices;
     assert_eq!(

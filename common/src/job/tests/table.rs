@@ -32,6 +32,7 @@ fn the_digest_follows_what_decides_the_result() {
         "lora_bias: false\n",
         "unfrozen_parameters: []\n",
         "model_config: {}\n",
+        "pure_bf16: false\n",
     ] {
         assert_eq!(
             job(&format!("adapter: lora\n{same}")).digest(),

@@ -169,7 +169,7 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &["pure_bf16", "mixed_precision"],
+        keys: &["mixed_precision"],
         rule: Instead(
             OFF,
             "adapters, optimizer and sums are always float32; base_dtype: bfloat16 holds the base weights in 2 bytes each",

@@ -298,9 +298,13 @@ fn method(job: &JobSpec) -> String {
 
 /// Full training, of which weights.
 pub fn full_fine_tuning(job: &JobSpec) -> &'static str {
-    match job.unfrozen.is_all() {
-        true => "full fine-tuning",
-        false => "full fine-tuning of the weights that unfrozen_parameters names",
+    match (job.unfrozen.is_all(), job.pure_bf16) {
+        (true, false) => "full fine-tuning",
+        (true, true) => "full fine-tuning in bfloat16",
+        (false, false) => "full fine-tuning of the weights that unfrozen_parameters names",
+        (false, true) => {
+            "full fine-tuning in bfloat16 of the weights that unfrozen_parameters names"
+        }
     }
 }
 

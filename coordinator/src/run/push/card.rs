@@ -200,6 +200,7 @@ fn settings(job: &Value) -> String {
         row(name, &lora[key]);
     }
     row("base weights", &job["base_dtype"]);
+    row("trained in bfloat16", &job["pure_bf16"]);
     for (key, name) in SETTINGS {
         row(name, &job[key]);
     }

@@ -71,10 +71,10 @@ impl Parts<'_> {
             .collect::<Result<_, _>>()?;
         let norm = self.norm(FINAL_NORM)?;
         let tokens = (embedding, head);
-        // What is trained as a whole is computed in float32.
+        // What is trained as a whole is computed in its own type.
         let dtype = match self.lora {
             Some(_) => self.dtype,
-            None => BaseDtype::Float32,
+            None => self.parameters.layout().weights,
         };
         Ok(
             CausalLm::new((self.config, dtype), tokens, layers, norm, sequence_len)

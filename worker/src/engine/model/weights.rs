@@ -242,7 +242,13 @@ impl WeightSource {
         })
     }
 
-    fn read_bf16(&self, name: &str, shape: &[usize], out: &mut [bf16]) -> Result<(), EngineError> {
+    /// Fills `out` with the values of a tensor in bfloat16, rounded to the nearest where they are wider.
+    pub fn read_bf16(
+        &self,
+        name: &str,
+        shape: &[usize],
+        out: &mut [bf16],
+    ) -> Result<(), EngineError> {
         let name = self.stored_name(name);
         match self {
             Self::Files { files, .. } => {

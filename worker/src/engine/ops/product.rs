@@ -6,11 +6,14 @@
 //! in one fixed order, whoever computes it: the same bits for any number of threads.
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
-use super::element::Element;
+use super::ROW_TILE;
+use super::element::{Element, widen};
 use super::gemm::all_threads;
 use super::matrix::{Along, MatrixMut, Part, Start, Target, Term, View, Weights};
 use super::portable;
+use crate::engine::memory;
 
 /// Fills the parts' columns of the target.
 pub fn product<E: Element>(target: Target, parts: &[Part<E>]) {
@@ -74,16 +77,34 @@ pub fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
 /// `c = aᵀ · w`, or with `add` `c += aᵀ · w`, on all threads: the gradient of weights.
 ///
 /// `a`, `[sum][rows of c]`, is the gradient of what the weights give, and `w`, `[sum][columns of c]`, is what they read.
-pub fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
+pub fn multiply_turned<E: Element>(c: MatrixMut, add: bool, a: View<E>, w: View<E>) {
     check_turned(&c, a, w);
     if c.rows == 0 {
         return;
     }
     #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported::<E>() {
+        return super::avx512::multiply_turned(c, add, a, w);
+    }
+    let (mut wide_a, mut wide_w) = (Vec::new(), Vec::new());
+    let (a, w) = (widened(a, &mut wide_a), widened(w, &mut wide_w));
+    #[cfg(target_arch = "x86_64")]
     if super::avx512::is_supported::<f32>() {
         return super::avx512::multiply_turned(c, add, a, w);
     }
     portable::multiply_turned(c, add, a, w, all_threads());
+}
+
+/// The matrix in float32, in `memory` where it is not so already.
+fn widened<'a, E: Element>(matrix: View<'a, E>, memory: &'a mut Vec<f32>) -> View<'a, f32> {
+    if let Some(data) = E::as_f32(matrix.data) {
+        return View::strided(data, matrix.rows, matrix.columns, matrix.stride);
+    }
+    *memory = memory::zeros(matrix.rows * matrix.columns);
+    let rows = memory.par_chunks_mut(matrix.columns.max(1)).enumerate();
+    rows.with_min_len(ROW_TILE)
+        .for_each(|(row, to)| widen(matrix.row(row), to));
+    View::new(memory, matrix.rows, matrix.columns)
 }
 
 /// Computes a small [`multiply_turned`] on the calling thread alone.
@@ -99,7 +120,7 @@ pub fn multiply_small_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>
     portable::multiply_turned(c, add, a, w, Parallelism::None);
 }
 
-fn check_turned(c: &MatrixMut, a: View<f32>, w: View<f32>) {
+fn check_turned<E>(c: &MatrixMut, a: View<E>, w: View<E>) {
     assert!(
         (c.rows, c.columns, a.rows) == (a.columns, w.columns, w.rows) && a.rows > 0,
         "a product of {}x{} turned and {}x{} into {}x{}",

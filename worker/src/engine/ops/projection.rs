@@ -276,8 +276,8 @@ impl Projection {
             let dy = dy.part(column, out);
             linear.weight.add_gradient(|rows, gradient, accumulate| {
                 let target = MatrixMut::new(gradient, rows.len(), width);
-                let dy = dy.part(rows.start, rows.len()).wide();
-                let x = View::new(x, context.tokens, width).wide();
+                let dy = dy.part(rows.start, rows.len());
+                let x = View::new(x, context.tokens, width);
                 multiply_turned(target, accumulate, dy, x);
             });
             if let Some(bias) = &linear.bias {

@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::element::{Element, round_slice, widen};
+use super::add_in_place;
+use super::element::{Element, round_slice};
 use super::matrix::{Along, MatrixMut, Target, View};
 use super::product::{multiply, multiply_turned};
-use super::{add_in_place, vector};
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::Weight;
 
@@ -46,7 +46,8 @@ impl TokenMatrix {
     pub fn factors<E: Element>(&self, pool: &Pool) -> Factors<E> {
         let is_narrower = size_of::<E>() < size_of::<f32>();
         Factors {
-            whole: (self.weight.is_trainable() && is_narrower).then(|| rounded(&self.weight, pool)),
+            whole: (self.weight.is_trainable() && is_narrower && !self.weight.is_bf16())
+                .then(|| rounded(&self.weight, pool)),
             rows: self.rows.as_ref().map(|rows| rounded(&rows.weight, pool)),
         }
     }
@@ -126,7 +127,7 @@ impl TokenMatrix {
                 multiply(target, d_logits, whole, Along::Rows);
             }
         }
-        add_gradient(&self.weight, d_logits, x, pool);
+        add_gradient(&self.weight, d_logits, x);
         if let (Some(rows), Some(own), Some(values)) = (&self.rows, own, &factors.rows) {
             let count = rows.ids.len();
             let own = View::new(&own[..], x.rows, count);
@@ -139,7 +140,7 @@ impl TokenMatrix {
                 Along::Rows,
             );
             add_in_place(&mut dx[..x.rows * width], &more);
-            add_gradient(&rows.weight, own, x, pool);
+            add_gradient(&rows.weight, own, x);
         }
     }
 }
@@ -195,35 +196,9 @@ fn rounded<E: Element>(weight: &Weight, pool: &Pool) -> Buffer<E> {
 }
 
 /// Hands over the gradient `dyᵀ · x` of a weight that is trained.
-fn add_gradient<E: Element>(weight: &Weight, dy: View<E>, x: View<E>, pool: &Pool) {
-    if !weight.is_trainable() {
-        return;
-    }
-    let mut memory = None;
-    let x = wide(x, &mut memory, pool);
+fn add_gradient<E: Element>(weight: &Weight, dy: View<E>, x: View<E>) {
     weight.add_gradient(|rows, gradient, accumulate| {
-        let mut memory = None;
-        let dy = wide(dy.part(rows.start, rows.len()), &mut memory, pool);
         let target = MatrixMut::new(gradient, rows.len(), x.columns);
-        multiply_turned(target, accumulate, dy, x);
+        multiply_turned(target, accumulate, dy.part(rows.start, rows.len()), x);
     });
-}
-
-/// The matrix in float32, in `memory` where it is not so already.
-fn wide<'a, E: Element>(
-    matrix: View<'a, E>,
-    memory: &'a mut Option<Buffer<f32>>,
-    pool: &Pool,
-) -> View<'a, f32> {
-    if size_of::<E>() == size_of::<f32>() {
-        return matrix.wide();
-    }
-    let copy = memory.insert(pool.take::<f32>(matrix.rows * matrix.columns));
-    for (row, to) in copy.chunks_exact_mut(matrix.columns).enumerate() {
-        vector::dispatch(
-            #[inline(always)]
-            || widen(matrix.row(row), to),
-        );
-    }
-    View::new(&copy[..], matrix.rows, matrix.columns)
 }

@@ -63,8 +63,7 @@ impl TransposedLinear {
         let (x, columns) = (View::new(x, tokens, input), View::new(dy, tokens, out));
         self.weight.add_gradient(|rows, gradient, accumulate| {
             let target = MatrixMut::new(gradient, rows.len(), out);
-            let x = x.part(rows.start, rows.len()).wide();
-            multiply_turned(target, accumulate, x, columns.wide());
+            multiply_turned(target, accumulate, x.part(rows.start, rows.len()), columns);
         });
         self.bias.add_gradient(|columns, gradient, accumulate| {
             column_sums(gradient, accumulate, &dy[columns.start..], out, tokens);

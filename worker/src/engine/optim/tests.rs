@@ -54,7 +54,7 @@ fn trained(golden: &Value, optimizer: &Optimizer) -> Vec<f32> {
             let moments = moments.iter_mut().filter_map(Iterator::next).collect();
             let mean = (MeanSource::Values(&gradient), tensor.offset);
             let rule = optimizer.of_tensor(tensor);
-            rule.apply(&update, &mut weights[range], moments, mean);
+            rule.apply_f32(&update, &mut weights[range], moments, mean);
         }
     }
     weights

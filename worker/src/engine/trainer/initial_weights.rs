@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use bytemuck::Zeroable;
+use common::files::FlatWeights;
 use common::files::adapter::{Factor, parse_tensor_name};
 use common::files::layout::Layout;
 use common::files::moments::{EightBits, Moment};
-use common::job::{JobSpec, Method, MomentDtype, TrainedRows, TrainedTokens};
+use common::job::{BaseDtype, JobSpec, Method, MomentDtype, TrainedRows, TrainedTokens};
 use common::model::{
     EMBEDDING, HEAD, ModelConfig, adapted_modules, tensors_beside, token_tensor, unfrozen_tensors,
 };
+use half::bf16;
 
 use crate::engine::adapter::{adapter_layout, initial_values, values_from};
 use crate::engine::model::weights::WeightSource;
@@ -19,7 +21,7 @@ use crate::engine::{EngineError, memory};
 pub(super) struct InitialWeights {
     pub layout: Layout,
     /// Starting values in layout order.
-    pub values: Vec<f32>,
+    pub values: FlatWeights,
     /// Whether no adapter gave them.
     pub is_new: bool,
 }
@@ -35,16 +37,12 @@ impl InitialWeights {
         let moments = job.optimizer.moments();
         match &job.method {
             Method::Full => {
-                let layout =
-                    Layout::new(unfrozen_tensors(config, &job.unfrozen)?).with_moments(moments);
-                let mut values = zeros(layout.scalars)?;
-                for tensor in &layout.tensors {
-                    let range = tensor.offset..tensor.offset + tensor.scalars();
-                    source.read_f32(&tensor.name, &tensor.shape, &mut values[range])?;
-                }
+                let layout = Layout::new(unfrozen_tensors(config, &job.unfrozen)?)
+                    .with_moments(moments)
+                    .with_weights(job.trained_dtype());
                 Ok(Self {
+                    values: base_values(source, &layout)?,
                     layout,
-                    values,
                     is_new: true,
                 })
             }
@@ -70,12 +68,36 @@ impl InitialWeights {
                 };
                 Ok(Self {
                     layout,
-                    values,
+                    values: values.into(),
                     is_new,
                 })
             }
         }
     }
+}
+
+/// Reads or draws the tensors of the base that are trained, in the layout's type.
+fn base_values(source: &WeightSource, layout: &Layout) -> Result<FlatWeights, EngineError> {
+    let places = layout.tensors.iter().map(|tensor| {
+        let range = tensor.offset..tensor.offset + tensor.scalars();
+        (tensor.name.as_str(), tensor.shape.as_slice(), range)
+    });
+    Ok(match layout.weights {
+        BaseDtype::Float32 => {
+            let mut values = zeros::<f32>(layout.scalars)?;
+            for (name, shape, range) in places {
+                source.read_f32(name, shape, &mut values[range])?;
+            }
+            FlatWeights::Float32(values.into())
+        }
+        BaseDtype::Bfloat16 => {
+            let mut values = zeros::<bf16>(layout.scalars)?;
+            for (name, shape, range) in places {
+                source.read_bf16(name, shape, &mut values[range])?;
+            }
+            FlatWeights::Bfloat16(values.into())
+        }
+    })
 }
 
 /// Reads the biases of the base that are trained.

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use common::files::layout::Layout;
 use common::files::moments::MomentPartMut;
-use common::files::{Flat, Moment};
+use common::files::{FlatWeights, Moment, WeightsPartMut};
 use common::host::available_bytes;
-use common::job::{BaseDtype, JobSpec, Method, TrainedRows};
+use common::job::{JobSpec, Method, TrainedRows};
 use common::model::ModelConfig;
 use rayon::prelude::*;
 
@@ -48,6 +48,7 @@ impl OnCpu {
         }: InitialWeights,
     ) -> Result<Self, EngineError> {
         let (scalars, moments) = (layout.scalars, no_moments(&layout)?);
+        let trained_dtype = layout.weights;
         let (collect, lora) = match &job.method {
             Method::Full => (Collect::Sums, None),
             Method::Lora(lora) => {
@@ -69,7 +70,7 @@ impl OnCpu {
             new_adapter: is_new.then_some(job.seed),
             dtype: match job.method {
                 // What is left as it is is computed with in the type of what is trained.
-                Method::Full => BaseDtype::Float32,
+                Method::Full => trained_dtype,
                 Method::Lora(_) => job.base_dtype,
             },
             quantization: job.quantization,
@@ -151,25 +152,32 @@ impl OnCpu {
             return (norm, false);
         };
         let moments = &mut self.moments;
+        let halves = &self.second_halves;
         self.parameters.update(|weights| {
-            let fixed = self.second_halves.copy(weights);
+            // Those of an adapter, which is float32.
+            let fixed = match weights {
+                FlatWeights::Float32(flat) => halves.copy(flat),
+                FlatWeights::Bfloat16(_) => Default::default(),
+            };
             update_tensors(optimizer, &update, layout, weights, moments, mean);
-            self.second_halves.put_back(weights, &fixed);
+            if let FlatWeights::Float32(flat) = weights {
+                halves.put_back(flat, &fixed);
+            }
         });
         (norm, true)
     }
 
     /// Calls `read` with the flat weights, in layout order.
-    pub fn weights<R>(&self, read: impl FnOnce(&[f32]) -> R) -> R {
+    pub fn weights<R>(&self, read: impl FnOnce(&FlatWeights) -> R) -> R {
         self.parameters.read(read)
     }
 
     /// Weights and moments, in layout order, without a copy.
-    pub fn state(&self) -> (Flat, Vec<Moment>) {
+    pub fn state(&self) -> (FlatWeights, Vec<Moment>) {
         (self.parameters.share(), self.moments.clone())
     }
 
-    pub fn set_state(&mut self, weights: Flat, moments: Vec<Moment>) {
+    pub fn set_state(&mut self, weights: FlatWeights, moments: Vec<Moment>) {
         self.parameters.replace(weights);
         self.moments = moments;
     }
@@ -178,7 +186,7 @@ impl OnCpu {
 /// One tensor in the flat buffers, with what becomes of it.
 struct Part<'a> {
     update: TensorUpdate,
-    weights: &'a mut [f32],
+    weights: WeightsPartMut<'a>,
     moments: Vec<MomentPartMut<'a>>,
     offset: usize,
 }
@@ -188,26 +196,18 @@ fn update_tensors(
     optimizer: &Optimizer,
     update: &Update,
     layout: &Layout,
-    mut weights: &mut [f32],
+    weights: &mut FlatWeights,
     moments: &mut [Moment],
     mean: MeanSource,
 ) {
     let moments = moments.iter_mut();
     let mut moments: Vec<_> = moments.map(|moment| moment.parts_mut(layout)).collect();
-    let mut end = 0;
-    let parts = layout.tensors.iter().map(|tensor| {
-        // One follows the other in the flat buffers.
-        assert_eq!(tensor.offset, end, "{}", tensor.name);
-        let scalars = tensor.scalars();
-        end += scalars;
-        Part {
-            update: optimizer.of_tensor(tensor),
-            weights: weights
-                .split_off_mut(..scalars)
-                .expect("the weights are as long as the layout"),
-            moments: moments.iter_mut().filter_map(Iterator::next).collect(),
-            offset: tensor.offset,
-        }
+    let tensors = layout.tensors.iter().zip(weights.parts_mut(layout));
+    let parts = tensors.map(|(tensor, weights)| Part {
+        update: optimizer.of_tensor(tensor),
+        weights,
+        moments: moments.iter_mut().filter_map(Iterator::next).collect(),
+        offset: tensor.offset,
     });
     let (wide, small): (Vec<_>, Vec<_>) = parts.partition(|part| part.update.is_wide());
     let apply = |part: Part| {

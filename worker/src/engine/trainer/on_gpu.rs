@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use common::files::layout::Layout;
-use common::files::{Flat, Moment};
+use common::files::{FlatWeights, Moment};
 use common::job::{BaseDtype, JobSpec, LoraSpec, Method, Optimizer as Kind, Reduction};
 use common::memory::on_gpu;
 use common::model::ModelConfig;
@@ -45,6 +45,9 @@ impl OnGpu {
         source: &WeightSource,
         InitialWeights { layout, values, .. }: InitialWeights,
     ) -> Result<Self, EngineError> {
+        let FlatWeights::Float32(values) = values else {
+            return Err(EngineError::GpuPureBf16);
+        };
         if let Kind::Muon { .. } = job.optimizer {
             return Err(EngineError::GpuOptimizer {
                 optimizer: job.optimizer,
@@ -218,12 +221,19 @@ impl OnGpu {
     }
 
     /// Weights and moments, in layout order, copied from the GPU.
-    pub fn state(&self, layout: &Layout) -> Result<(Flat, Vec<Moment>), EngineError> {
+    pub fn state(&self, layout: &Layout) -> Result<(FlatWeights, Vec<Moment>), EngineError> {
         let (weights, moments) = self.engine.state(layout)?;
         Ok((weights.into(), moments))
     }
 
-    pub fn set_state(&mut self, weights: &[f32], moments: &[Moment]) -> Result<(), EngineError> {
+    pub fn set_state(
+        &mut self,
+        weights: &FlatWeights,
+        moments: &[Moment],
+    ) -> Result<(), EngineError> {
+        let FlatWeights::Float32(weights) = weights else {
+            return Err(EngineError::GpuPureBf16);
+        };
         Ok(self.engine.set_state(weights, moments)?)
     }
 }

@@ -11,6 +11,7 @@ use crate::engine::optim::gradient_norm;
 use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, write_model};
 
 mod adapters;
+mod bfloat16;
 mod eight_bits;
 mod four_bits;
 mod optimizers;
@@ -347,7 +348,7 @@ fn training_starts_from_an_adapter_of_the_job_s_rank_and_targets() {
         "{message}"
     );
     let mut broken = first.snapshot().unwrap();
-    broken.weights[3] = f32::NAN;
+    broken.buffers_mut()[0][12..16].copy_from_slice(&f32::NAN.to_le_bytes());
     broken.write_weights(adapter.path(), &format).unwrap();
     let message = start(method).err().unwrap().to_string();
     assert!(message.contains("not finite"), "{message}");

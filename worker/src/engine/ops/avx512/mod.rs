@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::matrix::MatrixMut;
 use super::matrix::{Along, Data, Part, Start, Target, Term, View, Weights};
+use crate::engine::memory;
 use kernel::{Ahead, Block, Factor, Out, multiply_bf16, multiply_f32};
 use pack::{Area, pack, pack_nf4};
 use tile::{LANES, LINE_BYTES, PANEL, per_word};
@@ -113,9 +114,10 @@ fn small<E: Element>(c: MatrixMut, add: bool, term: Term<E>, turned: bool) {
 }
 
 /// Computes `aᵀ · w` on all threads, of shapes that were checked. The processor is one that [`is_supported`].
-pub(super) fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
-    assert!(is_supported::<f32>(), "a processor without AVX-512");
+pub(super) fn multiply_turned<E: Element>(c: MatrixMut, add: bool, a: View<E>, w: View<E>) {
+    assert!(is_supported::<E>(), "a processor without AVX-512");
     let (rows, width, stride) = (c.rows, w.columns, c.row_stride);
+    let paired = [paired(&a)];
     let part = Part {
         first: 0,
         start: Start::Zero,
@@ -124,10 +126,10 @@ pub(super) fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32
     let task_rows = task_rows(rows, width.div_ceil(PANEL));
     let columns = (0..width).step_by(PANEL);
     let tasks = columns.flat_map(|column| {
-        let part = &part;
+        let (part, paired) = (&part, &paired);
         (0..rows).step_by(task_rows).map(move |row| Task {
             part,
-            padded: &[None],
+            padded: paired,
             column,
             columns: PANEL.min(width - column),
             row,
@@ -136,7 +138,7 @@ pub(super) fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32
             turned: true,
         })
     });
-    let (tasks, out): (Vec<Task<f32>>, _) = (tasks.collect(), Out::F32(c.data, stride));
+    let (tasks, out): (Vec<Task<E>>, _) = (tasks.collect(), Out::F32(c.data, stride));
     tasks.into_par_iter().with_max_len(1).for_each(|task| {
         SCRATCH.with_borrow_mut(|scratch| {
             // SAFETY: the features were checked above and the shapes before; each task has its own rows and columns
@@ -151,7 +153,27 @@ pub(super) fn multiply_small_turned(c: MatrixMut, add: bool, a: View<f32>, w: Vi
     small(c, add, turned_term(a, w), true);
 }
 
-fn turned_term<'a>(a: View<'a, f32>, w: View<'a, f32>) -> Term<'a, f32> {
+/// A copy of a factor `[sum][rows]` whose elements are narrower than a word: each word of the sum has a pair of them for each row.
+/// What is missing of the last pair is zero.
+fn paired<E: Element>(a: &View<E>) -> Option<Vec<E>> {
+    let per_word = per_word::<E>();
+    if per_word == 1 {
+        return None;
+    }
+    let mut copy = memory::zeros(a.rows.div_ceil(per_word) * per_word * a.columns);
+    let words = copy.par_chunks_mut((per_word * a.columns).max(1));
+    words.enumerate().for_each(|(word, pairs)| {
+        for index in 0..per_word.min(a.rows - word * per_word) {
+            let row = a.row(word * per_word + index);
+            for (pair, element) in pairs.chunks_exact_mut(per_word).zip(row) {
+                pair[index] = *element;
+            }
+        }
+    });
+    Some(copy)
+}
+
+fn turned_term<'a, E>(a: View<'a, E>, w: View<'a, E>) -> Term<'a, E> {
     let (w, along) = (w.into(), Along::Rows);
     Term { a, w, along }
 }
@@ -210,7 +232,7 @@ struct Task<'a, E> {
     rows: usize,
     /// Whether to add to what the target holds, in float32.
     add: bool,
-    /// Whether the factor `a` is `[sum][rows]`, in float32.
+    /// Whether the factor `a` is `[sum][rows]`: as it lies in float32, or [`paired`].
     turned: bool,
 }
 
@@ -312,9 +334,10 @@ impl<E: Element> Task<'_, E> {
     unsafe fn factor(&self, piece: Piece) -> Factor {
         const WORD: usize = size_of::<u32>();
         let term = &self.part.terms[piece.term];
-        let (data, stride) = match &self.padded[piece.term] {
-            Some(copy) => (copy.as_ptr(), term.sum().next_multiple_of(per_word::<E>())),
-            None => (term.a.data.as_ptr(), term.a.stride),
+        let (data, stride) = match (&self.padded[piece.term], self.turned) {
+            (Some(copy), false) => (copy.as_ptr(), term.sum().next_multiple_of(per_word::<E>())),
+            (Some(copy), true) => (copy.as_ptr(), term.a.columns * per_word::<E>()),
+            (None, _) => (term.a.data.as_ptr(), term.a.stride),
         };
         let (data, stride): (*const u8, _) = (data.cast(), stride * size_of::<E>());
         let (row, word) = match self.turned {

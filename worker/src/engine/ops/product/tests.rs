@@ -250,6 +250,39 @@ fn turned_products_equal_the_plain_sum_for_any_number_of_threads() {
     }
 }
 
+/// The products of two numbers of bfloat16 are exact in float32.
+#[test]
+fn turned_products_of_bfloat16_are_those_of_the_widened_factors_for_any_number_of_threads() {
+    for (rows, columns, sum) in [(1, 1, 1), (7, 65, 301), (130, 33, 16), (600, 70, 129)] {
+        let strides = (rows + PAD, columns + PAD);
+        let narrow = |scalars: usize, seed| -> Vec<bf16> {
+            let values = random_values(scalars, seed);
+            values.into_iter().map(bf16::from_f32).collect()
+        };
+        let (a, w) = (narrow(sum * strides.0, 1), narrow(sum * strides.1, 2));
+        let (a, w) = (
+            View::strided(&a, sum, rows, strides.0),
+            View::strided(&w, sum, columns, strides.1),
+        );
+        let whole = |threads| {
+            let mut c = vec![1.0; rows * columns];
+            in_pool(threads, || {
+                multiply_turned(MatrixMut::new(&mut c, rows, columns), false, a, w);
+                multiply_turned(MatrixMut::new(&mut c, rows, columns), true, a, w);
+            });
+            c
+        };
+        let found = whole(1);
+        assert_eq!(whole(3), found);
+        for (i, found) in found.iter().enumerate() {
+            let products =
+                (0..sum).map(|k| a.row(k)[i / columns].to_f64() * w.row(k)[i % columns].to_f64());
+            let expected = 2.0 * products.sum::<f64>();
+            assert!((f64::from(*found) - expected).abs() < 2e-4);
+        }
+    }
+}
+
 #[test]
 fn a_residual_is_what_the_sum_starts_from() {
     let (residual, a, w) = (

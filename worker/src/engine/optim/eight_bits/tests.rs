@@ -71,7 +71,7 @@ fn trained(
             let parts = parts.iter_mut().filter_map(Iterator::next).collect();
             let mean = (MeanSource::Values(&gradient), tensor.offset);
             let rule = optimizer.of_tensor(tensor);
-            rule.apply(&update, &mut weights[range], parts, mean);
+            rule.apply_f32(&update, &mut weights[range], parts, mean);
         }
     }
     (weights, moments)
@@ -219,7 +219,7 @@ fn a_second_moment_that_is_small_beside_its_block_s_largest_stays_above_zero() {
             .iter_mut()
             .filter_map(|moment| moment.parts_mut(&layout).next());
         let parts = parts.collect();
-        rule.apply(
+        rule.apply_f32(
             &update,
             &mut weights,
             parts,

@@ -68,7 +68,9 @@ fn adapters_from_the_base_learn_to_the_same_bits_and_their_second_halves_stay() 
         let halves = |factor, state: &common::files::snapshot::Snapshot| {
             let name = tensor_name("model.layers.0.self_attn.q_proj", factor);
             let tensor = state.layout.find(&name).unwrap().clone();
-            let values = state.weights[tensor.offset..tensor.offset + tensor.scalars()].to_vec();
+            let values = state
+                .weights
+                .widened(tensor.offset..tensor.offset + tensor.scalars());
             let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
             let is_second = |index: usize| match factor {
                 Factor::B => index % columns >= columns / 2,
@@ -151,7 +153,7 @@ fn biases_and_kinds_together_are_trained_to_the_same_bits_by_any_threads_and_aft
         let vectors = end.layout.tensors.iter();
         for vector in vectors.filter(|tensor| tensor.shape.len() == 1) {
             let range = vector.offset..vector.offset + vector.scalars();
-            let is_moved = start.weights[range.clone()] != end.weights[range];
+            let is_moved = start.weights.widened(range.clone()) != end.weights.widened(range);
             assert!(is_moved, "{method:?}: {}", vector.name);
         }
     }
@@ -251,7 +253,7 @@ fn adapters_on_embedding_and_output_layer_are_trained_to_the_same_bits_by_any_th
         let [start, end] = check_resumed(dir.path(), &job, 1e-2, &name);
         for tensor in &end.layout.tensors {
             let range = tensor.offset..tensor.offset + tensor.scalars();
-            let is_moved = start.weights[range.clone()] != end.weights[range];
+            let is_moved = start.weights.widened(range.clone()) != end.weights.widened(range);
             assert!(is_moved, "{name}: {}", tensor.name);
         }
     }
@@ -319,7 +321,9 @@ fn an_adapter_on_the_embedding_starts_with_a_and_not_with_b_at_zero() {
         let values = |factor| {
             let name = tensor_name("model.embed_tokens", factor);
             let tensor = state.layout.find(&name).unwrap();
-            state.weights[tensor.offset..tensor.offset + tensor.scalars()].to_vec()
+            state
+                .weights
+                .widened(tensor.offset..tensor.offset + tensor.scalars())
         };
         assert!(values(Factor::EmbeddingA).iter().all(|x| *x == 0.0));
         let b = values(Factor::EmbeddingB);
@@ -341,7 +345,7 @@ fn magnitudes_start_with_the_norms_of_the_rows_and_move() {
     let tensor = tensor.unwrap().clone();
     let magnitudes = |trainer: &crate::engine::Trainer| {
         let weights = trainer.snapshot().unwrap().weights;
-        weights[tensor.offset..tensor.offset + tensor.scalars()].to_vec()
+        weights.widened(tensor.offset..tensor.offset + tensor.scalars())
     };
     let start = magnitudes(&trainer);
     // 32 inputs of a standard deviation of 0.2.

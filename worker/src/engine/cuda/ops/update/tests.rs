@@ -1,7 +1,7 @@
 //! Sums and updates on the GPU have the bits of the processor's.
 
-use common::files::Moment;
 use common::files::layout::Layout;
+use common::files::{Moment, WeightsPartMut};
 use common::job::{MomentDtype, Moments, Optimizer as Kind};
 
 use super::*;
@@ -80,7 +80,15 @@ fn float32(count: usize) -> Moments {
 fn updates_are_those_of_the_processor_to_the_bit() {
     let Some(gpu) = gpu() else { return };
     for (rule, moments) in rules() {
-        check_updates(gpu, TensorUpdate { rule, rate: 1.5 }, moments);
+        check_updates(
+            gpu,
+            TensorUpdate {
+                rule,
+                rate: 1.5,
+                seed: 0,
+            },
+            moments,
+        );
     }
 }
 
@@ -105,7 +113,12 @@ fn check_updates(gpu: &Gpu, rule: TensorUpdate, moments: Moments) {
         let parts = kept.iter_mut();
         let parts = parts.filter_map(|moment| moment.parts_mut(&layout).next());
         let mean = MeanSource::Values(&gradient);
-        rule.apply(&update, &mut w, parts.collect(), (mean, 0));
+        rule.apply(
+            &update,
+            WeightsPartMut::Float32(&mut w),
+            parts.collect(),
+            (mean, 0),
+        );
         let uploaded = on_gpu(&gradient);
         let found = squares(gpu, &uploaded.as_view())
             .unwrap()
