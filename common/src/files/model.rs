@@ -10,6 +10,7 @@ mod mxfp4;
 mod new_tokens;
 mod numbers;
 mod renamed_tokens;
+mod stacked_experts;
 mod text_part;
 mod tokenizer_model;
 mod weights;
