@@ -6,6 +6,7 @@ mod companions;
 mod extra;
 mod four_bits;
 mod links;
+mod missing_parts;
 mod mxfp4;
 mod new_tokens;
 mod numbers;
@@ -104,7 +105,7 @@ impl Architecture {
         }
         Err(FileError::UnsupportedArchitecture {
             path: path.to_owned(),
-            found: class.or(model_type).unwrap_or("(none named)").to_owned(),
+            found: missing_parts::explained(class.or(model_type).unwrap_or("(none named)")),
             supported: Self::ALL.map(Self::class).join(", "),
         })
     }
