@@ -134,11 +134,25 @@ fn fused_experts_and_sinks_are_the_same_with_two_workers() {
 
 #[test]
 fn linear_attention_is_the_same_with_two_workers() {
+    two_workers_with_linear_attention("Qwen3_5ForCausalLM", "qwen3_5_text");
+}
+
+#[test]
+fn linear_attention_with_experts_is_the_same_with_two_workers() {
+    two_workers_with_linear_attention("Qwen3NextForCausalLM", "qwen3_next");
+}
+
+fn two_workers_with_linear_attention(class: &str, model_type: &str) {
     let site = Site::new();
     let mut config = site.json("model/config.json");
     for (key, value) in [
-        ("architectures", json!(["Qwen3_5ForCausalLM"])),
-        ("model_type", "qwen3_5_text".into()),
+        ("architectures", json!([class])),
+        ("model_type", model_type.into()),
+        // Of experts, where a model has some.
+        ("num_experts", 5.into()),
+        ("num_experts_per_tok", 2.into()),
+        ("moe_intermediate_size", 24.into()),
+        ("shared_expert_intermediate_size", 40.into()),
         ("full_attention_interval", 2.into()),
         ("linear_num_key_heads", 2.into()),
         ("linear_num_value_heads", 4.into()),

@@ -67,10 +67,12 @@ pub enum Architecture {
     Olmoe,
     GptOss,
     Qwen35,
+    Qwen35Moe,
+    Qwen3Next,
 }
 
 impl Architecture {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 21] = [
         Self::Llama,
         Self::Qwen2,
         Self::Qwen3,
@@ -90,6 +92,8 @@ impl Architecture {
         Self::Olmoe,
         Self::GptOss,
         Self::Qwen35,
+        Self::Qwen35Moe,
+        Self::Qwen3Next,
     ];
 
     /// The architecture that a `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
@@ -137,6 +141,8 @@ impl Architecture {
             Self::Olmoe => "OLMoE",
             Self::GptOss => "GPT-OSS",
             Self::Qwen35 => "Qwen3.5",
+            Self::Qwen35Moe => "Qwen3.5-MoE",
+            Self::Qwen3Next => "Qwen3-Next",
         }
     }
 
@@ -161,6 +167,8 @@ impl Architecture {
             Self::Olmoe => ("OlmoeForCausalLM", "olmoe"),
             Self::GptOss => ("GptOssForCausalLM", "gpt_oss"),
             Self::Qwen35 => ("Qwen3_5ForCausalLM", "qwen3_5_text"),
+            Self::Qwen35Moe => ("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text"),
+            Self::Qwen3Next => ("Qwen3NextForCausalLM", "qwen3_next"),
         }
     }
 }

@@ -83,12 +83,7 @@ impl Shape {
             false => 0,
         };
         let reading = match (self.linear_attention_of(layer), self.fused.qkv) {
-            (Some(sizes), _) => [
-                sizes.convolved(),
-                sizes.values(),
-                sizes.value_heads,
-                sizes.value_heads,
-            ],
+            (Some(sizes), _) => sizes.projected(),
             (None, true) => [queries + 2 * keys, 0, 0, 0],
             (None, false) => [queries + gate, keys, keys, 0],
         };

@@ -58,9 +58,21 @@ pub struct LinearAttention {
     pub kernel: usize,
     /// For each layer, whether it is one of them.
     pub layers: Vec<bool>,
+    /// Whether what it reads goes through two linears: queries, keys, values and the gate of the output, and both gates of the rule;
+    /// each key head's columns lie together. Else through four.
+    pub is_grouped: bool,
 }
 
 impl LinearAttention {
+    /// Columns of each linear that reads its input, 0 where there is none.
+    pub fn projected(&self) -> [usize; 4] {
+        let [qkv, z, gate] = [self.convolved(), self.values(), self.value_heads];
+        match self.is_grouped {
+            true => [qkv + z, 2 * gate, 0, 0],
+            false => [qkv, z, gate, gate],
+        }
+    }
+
     /// Columns of queries, keys and values together, which a convolution goes over.
     pub fn convolved(&self) -> usize {
         2 * self.key_heads * self.key_dim + self.values()
@@ -102,7 +114,7 @@ pub struct Experts {
 /// Number of linears of a decoder layer: queries, keys, values, one more that reads what these do, attention output, gate, up, down,
 /// and what a shared expert is weighted by. Each has its slot in this order. A layer of experts has those of its shared expert as
 /// gate, up and down; one of linear attention has as its first four queries, keys and values in one, the gate of its output, and
-/// what is written of a token and what is kept of those before.
+/// what is written of a token and what is kept of those before; or as its first two the first of these in one, and the others.
 pub const LINEARS: usize = 9;
 
 /// Slots of the linears that read the same input, and whose results lie side by side: queries, keys and values; attention output;

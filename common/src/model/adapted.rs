@@ -269,6 +269,8 @@ fn matches_experts(config: &ModelConfig, matches: impl Fn(&str) -> bool) -> bool
         return false;
     };
     let ExpertNames { gate, up, down, .. } = experts.names;
+    // PEFT goes by the last name of what a pattern matches.
+    let is_shared = experts.sizes.shared.is_some();
     (0..config.layers).any(|layer| {
         [experts.names.block, "mlp"].into_iter().any(|block| {
             let block = format!("model.layers.{layer}.{block}");
@@ -276,6 +278,7 @@ fn matches_experts(config: &ModelConfig, matches: impl Fn(&str) -> bool) -> bool
                 || [gate, up, down, "gate_up_proj"].into_iter().any(|name| {
                     matches(&format!("{block}.experts.{name}"))
                         || matches(&format!("{block}.experts.0.{name}"))
+                        || (is_shared && matches(&format!("{block}.shared_expert.{name}")))
                 })
         })
     })
@@ -283,12 +286,15 @@ fn matches_experts(config: &ModelConfig, matches: impl Fn(&str) -> bool) -> bool
 
 /// All linears of all layers that adapters may be put on.
 fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> {
-    // PEFT would take the names of what a dense layer has behind its attention for those of experts.
-    let experts = config.experts.as_ref();
-    let of_attention = experts.is_some_and(|experts| experts.names.are_parameters);
+    // PEFT would take the names of what a dense layer has behind its attention, and a shared expert, for those of experts.
+    let taken = config.experts.as_ref().map(|experts| experts.names);
+    let taken = taken.filter(|names| names.are_parameters);
+    let is_taken = move |name: &str| {
+        taken.is_some_and(|names| [names.gate, names.up, names.down].contains(&name))
+    };
     (0..config.layers).flat_map(move |layer| {
         let linears = linears(config, layer).into_iter();
-        let linears = linears.filter(move |linear| !of_attention || linear.is_of_attention());
+        let linears = linears.filter(move |linear| !is_taken(linear.name()));
         linears.map(move |shape| AdaptedModule {
             path: format!("model.layers.{layer}.{}", shape.path),
             shape,

@@ -151,7 +151,13 @@ impl ModelConfig {
             architecture,
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
-            intermediate_size: fields.size("intermediate_size")?,
+            intermediate_size: match family.experts {
+                // No layer is dense, and what experts are wide is read with them.
+                Some(kind) if !kind.may_be_dense => {
+                    fields.optional_size("intermediate_size")?.unwrap_or(0)
+                }
+                _ => fields.size("intermediate_size")?,
+            },
             layers,
             heads,
             key_value_heads: fields
@@ -177,7 +183,10 @@ impl ModelConfig {
             sinks: family.has_sinks,
             output_gate: family.has_output_gate,
             linear_attention: match family.has_linear_attention {
-                true => Some(fields.linear_attention(layers)?),
+                true => Some(LinearAttention {
+                    is_grouped: family.has_grouped_projections,
+                    ..fields.linear_attention(layers)?
+                }),
                 false => None,
             },
             norms: family.norms,

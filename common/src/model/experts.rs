@@ -20,8 +20,8 @@ pub(super) struct ExpertKind {
     pub width: &'static str,
     /// Key of the shared expert's intermediate size, where there is one.
     pub shared: Option<&'static str>,
-    /// Whether the weights of a token's experts are divided by their sum. None: as `norm_topk_prob` says.
-    pub normalises: Option<bool>,
+    /// When the weights of a token's experts are divided by their sum.
+    pub normalised: Normalised,
     /// Whether a layer has all of its experts in fused tensors, with biases.
     pub fused: bool,
     /// Coefficient of the router's loss, where `config.json` has none.
@@ -29,6 +29,16 @@ pub(super) struct ExpertKind {
     /// Whether `mlp_only_layers` and `decoder_sparse_step` leave layers dense.
     pub may_be_dense: bool,
     pub names: ExpertNames,
+}
+
+/// When the weights of a token's experts are divided by their sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Normalised {
+    Always,
+    /// As `norm_topk_prob` says, and so where that is not there.
+    Asked {
+        by_default: bool,
+    },
 }
 
 /// What the weights of experts are called within a layer.
@@ -51,7 +61,7 @@ impl ExpertKind {
         count: ["num_experts", "num_local_experts"],
         width: "moe_intermediate_size",
         shared: None,
-        normalises: None,
+        normalised: Normalised::Asked { by_default: false },
         fused: false,
         router_loss: 0.001,
         may_be_dense: true,
@@ -72,6 +82,17 @@ impl ExpertKind {
         },
         ..Self::QWEN
     };
+    /// Every layer has experts.
+    pub const QWEN_3_5: Self = Self {
+        normalised: Normalised::Always,
+        may_be_dense: false,
+        ..Self::QWEN_SHARED
+    };
+    pub const QWEN_NEXT: Self = Self {
+        normalised: Normalised::Asked { by_default: true },
+        names: Self::QWEN.names,
+        ..Self::QWEN_SHARED
+    };
     pub const OLMOE: Self = Self {
         width: "intermediate_size",
         router_loss: 0.01,
@@ -80,7 +101,7 @@ impl ExpertKind {
     };
     pub const MIXTRAL: Self = Self {
         count: ["num_local_experts", "num_experts"],
-        normalises: Some(true),
+        normalised: Normalised::Always,
         router_loss: 0.001,
         names: ExpertNames {
             block: "block_sparse_moe",
@@ -95,7 +116,7 @@ impl ExpertKind {
     /// Its router chooses by logits, and takes the softmax of the chosen ones: that of all, divided by the sum of the chosen.
     pub const GPT_OSS: Self = Self {
         count: ["num_local_experts", "num_experts"],
-        normalises: Some(true),
+        normalised: Normalised::Always,
         fused: true,
         router_loss: 0.9,
         names: ExpertNames {
@@ -220,9 +241,13 @@ impl Fields<'_> {
                 layers: has_experts,
                 biased: kind.fused,
             },
-            normalises: kind
-                .normalises
-                .unwrap_or_else(|| self.flag("norm_topk_prob")),
+            normalises: match kind.normalised {
+                Normalised::Always => true,
+                Normalised::Asked { by_default } => {
+                    let asked = self.json["norm_topk_prob"].as_bool();
+                    asked.unwrap_or(by_default)
+                }
+            },
             names: kind.names,
             adds_router_loss: self.flag("output_router_logits"),
             router_loss_coefficient: coefficient,
@@ -316,6 +341,13 @@ mod tests {
         assert_eq!((qwen2.sizes.width, qwen2.sizes.shared), (24, Some(40)));
         let olmoe = experts("OlmoeForCausalLM", |_| {});
         assert_eq!((olmoe.sizes.width, olmoe.normalises), (96, false));
+        for class in ["Qwen3_5MoeForCausalLM", "Qwen3NextForCausalLM"] {
+            let shared = experts(class, |_| {});
+            assert!(shared.normalises, "{class}");
+            assert_eq!((shared.sizes.width, shared.sizes.shared), (24, Some(40)));
+            let asked = experts(class, |json| json["norm_topk_prob"] = false.into());
+            assert_eq!(asked.normalises, class == "Qwen3_5MoeForCausalLM");
+        }
         let mixtral = experts("MixtralForCausalLM", |_| {});
         assert_eq!((mixtral.sizes.width, mixtral.normalises), (96, true));
         assert_eq!(mixtral.router(), "block_sparse_moe.gate");
@@ -359,6 +391,13 @@ mod tests {
             json["mlp_only_layers"] = json!([3]);
         });
         assert_eq!(stepped, [false, true, false, false]);
+        let layers = |class: &str| {
+            let listed = experts(class, |json| json["mlp_only_layers"] = json!([0, 2]));
+            listed.sizes.layers
+        };
+        assert_eq!(layers("Qwen3NextForCausalLM"), [false, true, false, true]);
+        // It reads no such list.
+        assert_eq!(layers("Qwen3_5MoeForCausalLM"), [true; 4]);
         for (wrong, word) in [(json!([4]), "0 to 3"), (json!(1), "not a list")] {
             let message = parse("Qwen2MoeForCausalLM", |json| {
                 json["mlp_only_layers"] = wrong

@@ -136,6 +136,8 @@ pub(super) struct Family {
     pub has_output_gate: bool,
     /// Whether layers of `layer_types` have linear attention.
     pub has_linear_attention: bool,
+    /// Whether what these read goes through two linears in place of four, whose columns lie key head by key head.
+    pub has_grouped_projections: bool,
     pub experts: Option<ExpertKind>,
 }
 
@@ -183,6 +185,7 @@ impl Family {
             has_sinks: false,
             has_output_gate: false,
             has_linear_attention: false,
+            has_grouped_projections: false,
             experts: None,
         };
         let gemma = Self {
@@ -211,6 +214,16 @@ impl Family {
             default_epsilon: 1.5625e-7,
             default_rotated: Some(0.5),
             rotary_pairs: RotaryPairs::Neighbours,
+            ..llama
+        };
+        // Attention in some layers, and linear attention in the others.
+        let hybrid = Self {
+            head_norms: HeadNormKind::EachHead,
+            norm_offset: true,
+            default_head_dim: Some(256),
+            default_rotated: Some(0.25),
+            has_output_gate: true,
+            has_linear_attention: true,
             ..llama
         };
         match architecture {
@@ -307,14 +320,15 @@ impl Family {
                 experts: Some(ExpertKind::GPT_OSS),
                 ..llama
             },
-            Architecture::Qwen35 => Self {
-                head_norms: HeadNormKind::EachHead,
-                norm_offset: true,
-                default_head_dim: Some(256),
-                default_rotated: Some(0.25),
-                has_output_gate: true,
-                has_linear_attention: true,
-                ..llama
+            Architecture::Qwen35 => hybrid,
+            Architecture::Qwen35Moe => Self {
+                experts: Some(ExpertKind::QWEN_3_5),
+                ..hybrid
+            },
+            Architecture::Qwen3Next => Self {
+                has_grouped_projections: true,
+                experts: Some(ExpertKind::QWEN_NEXT),
+                ..hybrid
             },
             Architecture::Glm => glm,
             Architecture::Glm4 => Self {

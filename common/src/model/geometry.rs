@@ -155,16 +155,14 @@ impl LinearShape {
     pub fn name(&self) -> &'static str {
         self.path.rsplit('.').next().unwrap_or(self.path)
     }
-
-    /// Whether it is of the attention.
-    pub fn is_of_attention(&self) -> bool {
-        self.slot < PROJECTIONS[1].end
-    }
 }
 
 /// The linears of a decoder layer, in the order of their slots. Of its experts only one that every token goes through has some.
 pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
     let reading = match (config.linear_attention_of(layer), config.fused.qkv) {
+        (Some(sizes), _) if sizes.is_grouped => {
+            ["linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba", "", ""]
+        }
         (Some(_), _) => [
             "linear_attn.in_proj_qkv",
             "linear_attn.in_proj_z",
@@ -302,7 +300,7 @@ mod tests {
     use crate::memory::Work;
     use crate::model::{adapted_modules, adapter_ranks, module_tensors, tensors_beside};
 
-    const CLASSES: [&str; 12] = [
+    const CLASSES: [&str; 14] = [
         "Qwen2ForCausalLM",
         "Gemma3ForCausalLM",
         "Olmo2ForCausalLM",
@@ -315,6 +313,8 @@ mod tests {
         "OlmoeForCausalLM",
         "GptOssForCausalLM",
         "Qwen3_5ForCausalLM",
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3NextForCausalLM",
     ];
 
     fn config(class: &str) -> ModelConfig {

@@ -1,6 +1,6 @@
 //! Linear attention (gated DeltaNet; Yang et al., 2024) of a `config.json`: its sizes, and which layers have it in place of attention.
 //!
-//! Source of names and defaults: Transformers 5.24, `configuration_qwen3_5.py`.
+//! Source of names and defaults: Transformers 5.24, `configuration_qwen3_5.py` and `configuration_qwen3_next.py`.
 
 use serde_json::Value;
 
@@ -32,6 +32,7 @@ impl Fields<'_> {
             value_dim: size("linear_value_head_dim", 128)?,
             kernel: size("linear_conv_kernel_dim", 4)?,
             layers: self.linear_layers(layers)?,
+            is_grouped: false,
         };
         if !sizes.value_heads.is_multiple_of(sizes.key_heads) {
             return Err(self.bad(&format!(
@@ -107,6 +108,59 @@ mod tests {
         assert_eq!(shape(&of(4, DECAY)), Some(&[32][..]));
         assert_eq!(shape(&of(3, DECAY)), None);
         assert_eq!(shape(&of(0, "self_attn.q_norm.weight")), None);
+    }
+
+    #[test]
+    fn qwen3_next_reads_through_two_linears() {
+        let mixture = |class: &'static str| {
+            move |json: &mut Value| {
+                json["architectures"][0] = class.into();
+                for (key, value) in [
+                    ("num_experts", 8),
+                    ("num_experts_per_tok", 2),
+                    ("moe_intermediate_size", 24),
+                    ("shared_expert_intermediate_size", 40),
+                ] {
+                    json[key] = value.into();
+                }
+            }
+        };
+        let names = |class| -> Vec<(&str, usize, usize)> {
+            let linears = linears(&parse(mixture(class)).unwrap(), 0).into_iter();
+            let linears = linears.map(|linear| (linear.path, linear.slot, linear.out));
+            linears.collect()
+        };
+        let next = names("Qwen3NextForCausalLM");
+        assert_eq!(
+            next[..3],
+            [
+                ("linear_attn.in_proj_qkvz", 0, 8192 + 4096),
+                ("linear_attn.in_proj_ba", 1, 64),
+                ("linear_attn.out_proj", 4, 64),
+            ]
+        );
+        let four = names("Qwen3_5MoeForCausalLM");
+        assert_eq!(four[0], ("linear_attn.in_proj_qkv", 0, 8192));
+        assert_eq!(next[3..], four[5..], "the shared expert");
+    }
+
+    #[test]
+    fn a_mixture_in_every_layer_needs_no_size_of_dense_ones() {
+        let without = |class: &str| {
+            parse(|json| {
+                json["architectures"][0] = class.into();
+                json["intermediate_size"] = Value::Null;
+                for key in ["num_experts", "num_experts_per_tok"] {
+                    json[key] = 4.into();
+                }
+                for key in ["moe_intermediate_size", "shared_expert_intermediate_size"] {
+                    json[key] = 24.into();
+                }
+            })
+        };
+        without("Qwen3_5MoeForCausalLM").unwrap();
+        let next = without("Qwen3NextForCausalLM").unwrap_err();
+        assert!(next.contains("intermediate_size is missing"), "{next}");
     }
 
     #[test]

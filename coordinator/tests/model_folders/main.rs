@@ -218,6 +218,8 @@ fn an_unknown_family_is_named_with_those_that_are_known() {
         "OlmoeForCausalLM",
         "GptOssForCausalLM",
         "Qwen3_5ForCausalLM",
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3NextForCausalLM",
     ];
     refused(other, &known);
 }

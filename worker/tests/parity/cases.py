@@ -51,6 +51,14 @@ YARN_ROPE = dict(
 # Shorter than most examples, so that it matters.
 WINDOW = 6
 EXPERTS = dict(moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
+# Values have other heads than keys, of another size, and two share a key.
+LINEAR_ATTENTION = dict(
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=12,
+)
+QUARTER_ROPE = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 CASES = {
     "llama": (
@@ -252,20 +260,46 @@ CASES = {
         ),
         dict(target_modules="all-linear"),
     ),
-    # Values have other heads than keys, of another size, and two share a key.
     "qwen3.5": (
         transformers.Qwen3_5TextConfig(
             **COMMON | dict(num_hidden_layers=3),
             head_dim=16,
             layer_types=["linear_attention", "full_attention", "linear_attention"],
-            linear_num_key_heads=2,
-            linear_num_value_heads=4,
-            linear_key_head_dim=8,
-            linear_value_head_dim=12,
-            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25),
+            **LINEAR_ATTENTION,
+            rope_parameters=QUARTER_ROPE,
             tie_word_embeddings=True,
         ),
         dict(target_modules="all-linear"),
+    ),
+    "qwen3.5-moe": (
+        transformers.Qwen3_5MoeTextConfig(
+            **{key: value for key, value in COMMON.items() if key != "intermediate_size"},
+            **EXPERTS,
+            shared_expert_intermediate_size=24,
+            head_dim=16,
+            layer_types=["linear_attention", "full_attention"],
+            **LINEAR_ATTENTION,
+            rope_parameters=QUARTER_ROPE,
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules="all-linear"),
+    ),
+    # Its last layer has no experts, and the loss has the router's besides.
+    "qwen3-next": (
+        transformers.Qwen3NextConfig(
+            **COMMON | dict(num_hidden_layers=3),
+            **EXPERTS,
+            shared_expert_intermediate_size=24,
+            mlp_only_layers=[2],
+            output_router_logits=True,
+            router_aux_loss_coef=0.05,
+            head_dim=16,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+            **LINEAR_ATTENTION,
+            rope_parameters=QUARTER_ROPE,
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules=[*ATTENTION, "in_proj_qkvz", "in_proj_ba", "out_proj", "shared_expert_gate"]),
     ),
 }
 GEMMA3 = dict(
@@ -424,6 +458,8 @@ SEEDS = {
     "qwen2-moe": 42,
     "qwen3-moe-router-loss": 41,
     "gpt-oss": 44,
+    "qwen3.5-moe": 29,
+    "qwen3-next": 32,
     "qwen3-moe-all-linear": 29,
     "qwen2-moe-all-linear": 25,
 }
@@ -443,7 +479,7 @@ def prepare(name, model):
     gradient is rounding alone; Adam would make it as large as any other. Small queries make it small against Adam's
     epsilon.
 
-    In Qwen3.5 what is convolved would be so small that the norm behind the delta rule would mostly add its epsilon.
+    In linear attention what is convolved would be so small that the norm behind the delta rule would mostly add its epsilon.
     """
     if name in ("glm", "glm4"):
         config = model.config
@@ -451,7 +487,7 @@ def prepare(name, model):
             for parameter in layer.self_attn.q_proj.parameters():
                 heads = parameter.unflatten(0, (config.num_attention_heads, config.head_dim))
                 heads[:, config.head_dim // 2 :] *= 0.005
-    if name == "qwen3.5":
+    if name in ("qwen3.5", "qwen3.5-moe", "qwen3-next"):
         for layer in model.model.layers:
             if hasattr(layer, "linear_attn"):
                 layer.linear_attn.conv1d.weight *= 4

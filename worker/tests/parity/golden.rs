@@ -14,7 +14,7 @@ use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
-const CASES: [&str; 24] = [
+const CASES: [&str; 26] = [
     "llama",
     "qwen2-tied",
     "qwen3-tied",
@@ -39,6 +39,8 @@ const CASES: [&str; 24] = [
     "qwen2-moe",
     "gpt-oss",
     "qwen3.5",
+    "qwen3.5-moe",
+    "qwen3-next",
 ];
 pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;
@@ -237,21 +239,23 @@ fn logits_are_transformers_s() {
 
 #[test]
 fn logits_of_a_text_of_several_chunks_are_transformers_s() {
-    let case = Case::open(&golden_dir(), "qwen3.5");
-    let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
-    let view = file.get("long").unwrap();
-    let mut expected = vec![0.0; view.scalars()];
-    view.to_f32(&mut expected).unwrap();
-    let text = &case.golden.long;
-    let found = case.trainer(Training::Full, false).logits(text).unwrap();
-    let off = distance(&found, &expected);
-    assert!(off < LOGIT_TOLERANCE, "{off}");
-    // As a prompt that goes on in the middle of a chunk.
-    let mut model = InferenceModel::load(&case.dir.join("model"), None, None).unwrap();
-    model.append(&text[..100]).unwrap();
-    let last = model.append(&text[100..]).unwrap();
-    let off = distance(&last, &expected[expected.len() - last.len()..]);
-    assert!(off < LOGIT_TOLERANCE, "{off}");
+    for name in ["qwen3.5", "qwen3.5-moe", "qwen3-next"] {
+        let case = Case::open(&golden_dir(), name);
+        let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
+        let view = file.get("long").unwrap();
+        let mut expected = vec![0.0; view.scalars()];
+        view.to_f32(&mut expected).unwrap();
+        let text = &case.golden.long;
+        let found = case.trainer(Training::Full, false).logits(text).unwrap();
+        let off = distance(&found, &expected);
+        assert!(off < LOGIT_TOLERANCE, "{name}: {off}");
+        // As a prompt that goes on in the middle of a chunk.
+        let mut model = InferenceModel::load(&case.dir.join("model"), None, None).unwrap();
+        model.append(&text[..100]).unwrap();
+        let last = model.append(&text[100..]).unwrap();
+        let off = distance(&last, &expected[expected.len() - last.len()..]);
+        assert!(off < LOGIT_TOLERANCE, "{name}: {off}");
+    }
 }
 
 #[test]
@@ -279,10 +283,9 @@ fn a_packed_block_trains_like_its_examples_one_by_one() {
             let packed = [block(&examples, length)];
             let single: Vec<Block> = examples.iter().map(|e| block(&[e], 20)).collect();
             // A router's loss is one of a slot.
-            let of_slot = if name == "qwen3-moe-router-loss" {
-                3
-            } else {
-                1
+            let of_slot = match name {
+                "qwen3-moe-router-loss" | "qwen3-next" => 3,
+                _ => 1,
             };
             let single: Vec<&[Block]> = single.chunks(of_slot).collect();
             let mut packed_trainer = case.trainer(training, false);

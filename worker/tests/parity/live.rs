@@ -227,8 +227,7 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
             "original_max_position_embeddings": 64
         });
     });
-    check_adapter(&python, ["in_proj_qkv", "out_proj"], |config| {
-        of("Qwen3_5ForCausalLM", "qwen3_5_text")(config);
+    let linear = |config: &mut Value| {
         config["layer_types"] = Value::Null;
         config["full_attention_interval"] = 2.into();
         for (key, value) in [
@@ -239,6 +238,18 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
         ] {
             config[key] = value.into();
         }
+    };
+    check_adapter(&python, ["in_proj_qkv", "out_proj"], |config| {
+        of("Qwen3_5ForCausalLM", "qwen3_5_text")(config);
+        linear(config);
+    });
+    check_adapter(&python, ["in_proj_z", "down_proj"], |config| {
+        of_experts("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text")(config);
+        linear(config);
+    });
+    check_adapter(&python, ["in_proj_qkvz", "in_proj_ba"], |config| {
+        of_experts("Qwen3NextForCausalLM", "qwen3_next")(config);
+        linear(config);
     });
     check_adapter(&python, ["qkv_proj", "gate_up_proj"], |config| {
         of("Phi3ForCausalLM", "phi3")(config);

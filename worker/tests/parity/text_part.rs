@@ -11,27 +11,28 @@ use serde_json::{Value, json};
 use crate::golden::golden_dir;
 use crate::support::{Case, Training};
 
-/// As `Qwen3_5ForConditionalGeneration.save_pretrained` of Transformers 5.24 writes it: the configuration of the language model is one
-/// of several, its tensors have a prefix, and there are others beside them.
-fn write_whole(text: &Path, whole: &Path) {
+type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// As `save_pretrained` of Transformers 5.24 writes a `Qwen3_5ForConditionalGeneration`, and as folders of
+/// `Qwen3_5MoeForConditionalGeneration` are: the configuration of the language model is one of several, its tensors have a prefix,
+/// there are others beside them, and all experts of a layer are in two tensors.
+fn write_whole(text: &Path, whole: &Path, class: &str, model_type: &str) {
     let config = std::fs::read_to_string(text.join("config.json")).unwrap();
     let mut config: Value = serde_json::from_str(&config).unwrap();
     config.as_object_mut().unwrap().remove("architectures");
     let config = json!({
-        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
-        "text_config": config, "vision_config": {"depth": 1}, "image_token_id": 90,
-        "tie_word_embeddings": true
+        "architectures": [class], "model_type": model_type, "image_token_id": 90,
+        "tie_word_embeddings": config["tie_word_embeddings"], "text_config": config,
+        "vision_config": {"depth": 1}
     });
     std::fs::write(whole.join("config.json"), config.to_string()).unwrap();
     let file = TensorFile::open(&text.join("model.safetensors")).unwrap();
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = file
-        .names()
-        .map(|name| {
-            let view = file.get(name).unwrap();
-            let name = name.replacen("model.", "model.language_model.", 1);
-            (name, view.dtype, view.shape.to_vec(), view.bytes.to_vec())
-        })
-        .collect();
+    let tensors = file.names().map(|name| {
+        let view = file.get(name).unwrap();
+        let name = name.replacen("model.", "model.language_model.", 1);
+        (name, view.dtype, view.shape.to_vec(), view.bytes.to_vec())
+    });
+    let mut tensors = stacked(tensors.collect());
     for name in ["model.visual.merger.norm.weight", "mtp.norm.weight"] {
         tensors.push((name.to_owned(), Dtype::F32, vec![2], vec![0; 8]));
     }
@@ -41,16 +42,69 @@ fn write_whole(text: &Path, whole: &Path) {
     write(whole, "model.safetensors", listed, &[]).unwrap();
 }
 
+/// The same tensors, but with those of all experts of a layer in two.
+fn stacked(tensors: Vec<Tensor>) -> Vec<Tensor> {
+    let is_of_expert = |(name, ..): &Tensor| name.contains(".experts.");
+    let (of_experts, mut others): (Vec<_>, Vec<_>) = tensors.into_iter().partition(is_of_expert);
+    let find = |name: &str| of_experts.iter().find(|tensor| tensor.0 == name);
+    for (first, ..) in &of_experts {
+        let Some(block) = first.strip_suffix(".0.gate_proj.weight") else {
+            continue;
+        };
+        for (whole, parts) in [
+            ("gate_up_proj", &["gate_proj", "up_proj"][..]),
+            ("down_proj", &["down_proj"]),
+        ] {
+            let experts = (0..).map_while(|expert| {
+                let matrices = parts.iter();
+                let matrices =
+                    matrices.map(|part| find(&format!("{block}.{expert}.{part}.weight")));
+                matrices.collect::<Option<Vec<&Tensor>>>()
+            });
+            let experts: Vec<Vec<&Tensor>> = experts.collect();
+            let [rows, columns] = experts[0][0].2[..] else {
+                panic!("a matrix");
+            };
+            let bytes = experts.iter().flatten().flat_map(|tensor| &tensor.3);
+            others.push((
+                format!("{block}.{whole}"),
+                experts[0][0].1,
+                vec![experts.len(), parts.len() * rows, columns],
+                bytes.copied().collect(),
+            ));
+        }
+    }
+    others
+}
+
 #[test]
 fn the_language_model_of_a_model_of_texts_and_images_is_trained_by_itself() {
-    let case = Case::open(&golden_dir(), "qwen3.5");
+    check(
+        "qwen3.5",
+        ["Qwen3_5ForConditionalGeneration", "qwen3_5"],
+        "Qwen3_5ForCausalLM",
+    );
+}
+
+#[test]
+fn a_mixture_whose_experts_are_stored_in_two_tensors_is_the_one_with_each_by_itself() {
+    check(
+        "qwen3.5-moe",
+        ["Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe"],
+        "Qwen3_5MoeForCausalLM",
+    );
+}
+
+fn check(name: &str, [class, model_type]: [&str; 2], own_class: &str) {
+    let case = Case::open(&golden_dir(), name);
     let folder = tempfile::tempdir().unwrap();
     let whole = Case {
         dir: folder.path().to_owned(),
-        ..Case::open(&golden_dir(), "qwen3.5")
+        ..Case::open(&golden_dir(), name)
     };
-    std::fs::create_dir(folder.path().join("model")).unwrap();
-    write_whole(&case.dir.join("model"), &folder.path().join("model"));
+    let whole_dir = folder.path().join("model");
+    std::fs::create_dir(&whole_dir).unwrap();
+    write_whole(&case.dir.join("model"), &whole_dir, class, model_type);
     let (mut found, mut expected) = (
         whole.trainer(Training::Full, false),
         case.trainer(Training::Full, false),
@@ -65,12 +119,9 @@ fn the_language_model_of_a_model_of_texts_and_images_is_trained_by_itself() {
         expected.weights_digest().unwrap()
     );
 
-    let opened = ModelFolder::open(&folder.path().join("model"), InitWeights::Pretrained).unwrap();
+    let opened = ModelFolder::open(&whole_dir, InitWeights::Pretrained).unwrap();
     opened.check_model_type().unwrap();
-    assert_eq!(
-        opened.config_json()["architectures"],
-        json!(["Qwen3_5ForCausalLM"])
-    );
+    assert_eq!(opened.config_json()["architectures"], json!([own_class]));
     let told = opened.notices();
     assert!(
         told.iter().any(|line| line.contains("texts and images")),

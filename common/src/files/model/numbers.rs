@@ -357,7 +357,9 @@ impl Values<'_> {
         };
         let architecture = Architecture::of_config(Path::new(CONFIG), self.config);
         let known = match architecture {
-            Ok(Architecture::Qwen35) => ["full_attention", "linear_attention"],
+            Ok(Architecture::Qwen35 | Architecture::Qwen35Moe | Architecture::Qwen3Next) => {
+                ["full_attention", "linear_attention"]
+            }
             _ => ["full_attention", "sliding_attention"],
         };
         let other = types

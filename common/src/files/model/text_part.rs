@@ -6,11 +6,18 @@ use serde_json::{Value, json};
 use super::Architecture;
 
 /// Classes whose language model is a part of them.
-const WHOLES: [(&str, &str, Architecture); 1] = [(
-    "Qwen3_5ForConditionalGeneration",
-    "qwen3_5",
-    Architecture::Qwen35,
-)];
+const WHOLES: [(&str, &str, Architecture); 2] = [
+    (
+        "Qwen3_5ForConditionalGeneration",
+        "qwen3_5",
+        Architecture::Qwen35,
+    ),
+    (
+        "Qwen3_5MoeForConditionalGeneration",
+        "qwen3_5_moe",
+        Architecture::Qwen35Moe,
+    ),
+];
 
 /// What the names of its tensors begin with there, and by itself.
 const PREFIXES: [&str; 2] = ["model.language_model.", "model."];
@@ -73,6 +80,12 @@ mod tests {
             "tie_word_embeddings": true, "hidden_size": 64, "dtype": "bfloat16"
         });
         assert_eq!(text_config(&whole).unwrap(), expected);
+        let mixture = json!({"model_type": "qwen3_5_moe", "text_config": {"num_experts": 8}});
+        let expected_mixture = json!({
+            "architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text",
+            "num_experts": 8
+        });
+        assert_eq!(text_config(&mixture).unwrap(), expected_mixture);
         assert_eq!(text_config(&expected), None);
         let without = json!({"architectures": ["Qwen3_5ForConditionalGeneration"]});
         assert_eq!(text_config(&without), None);

@@ -11,7 +11,7 @@ fn config(class: &str) -> ModelConfig {
         "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "full_attention_interval": 2
     });
     ModelConfig::parse(&json, Path::new("config.json")).unwrap()
 }
@@ -171,6 +171,32 @@ fn routers_and_experts_get_no_adapter_and_are_named() {
     );
     assert_eq!(paths(&TargetModules::AllLinear).len(), 8 + 7);
     assert!(targets(&qwen2, &named(&["q_proj", "gate"])).is_err());
+}
+
+/// PEFT 0.21 knows Qwen3-Next as a kin of Qwen3-MoE, and Qwen3.5-MoE not at all.
+#[test]
+fn shared_experts_have_an_adapter_where_peft_does_not_take_their_names_for_those_of_experts() {
+    let next = config("Qwen3NextForCausalLM");
+    let attention = "q_proj, k_proj, v_proj, o_proj";
+    assert_eq!(
+        linear_names(&next),
+        format!("in_proj_qkvz, in_proj_ba, out_proj, shared_expert_gate, {attention}")
+    );
+    for target in [
+        named(&["q_proj", "up_proj"]),
+        TargetModules::Matching(r".*shared_expert\.up_proj".to_owned()),
+    ] {
+        let refused = targets(&next, &target);
+        assert!(matches!(refused, Err(UnmatchedTarget::Experts { .. })));
+    }
+    let moe = config("Qwen3_5MoeForCausalLM");
+    let linear = "in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, out_proj";
+    let shared = "gate_proj, up_proj, down_proj, shared_expert_gate";
+    assert_eq!(
+        linear_names(&moe),
+        format!("{linear}, {shared}, {attention}")
+    );
+    assert!(targets(&moe, &named(&["q_proj", "experts"])).is_err());
 }
 
 fn lora(biases: TrainedBiases) -> LoraSpec {

@@ -353,6 +353,7 @@ mod tests {
         check("Gemma3ForCausalLM", false, &|_| {});
         check("Glm4ForCausalLM", false, &|_| {});
         check("Qwen3_5ForCausalLM", false, &|_| {});
+        check("Qwen3NextForCausalLM", false, &|_| {});
         // The text becomes long as it goes on.
         check("Phi3ForCausalLM", false, &|json| {
             json["original_max_position_embeddings"] = 24.into();

@@ -409,6 +409,8 @@ mod tests {
             "OlmoeForCausalLM",
             "GptOssForCausalLM",
             "Qwen3_5ForCausalLM",
+            "Qwen3_5MoeForCausalLM",
+            "Qwen3NextForCausalLM",
         ] {
             let dir = tempfile::tempdir().unwrap();
             write_model(dir.path(), &config(architecture), 7);
@@ -450,6 +452,8 @@ mod tests {
             "MixtralForCausalLM",
             "GptOssForCausalLM",
             "Qwen3_5ForCausalLM",
+            "Qwen3_5MoeForCausalLM",
+            "Qwen3NextForCausalLM",
         ] {
             let mut json = config(architecture);
             json["sliding_window"] = 7.into();

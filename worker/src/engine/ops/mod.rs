@@ -20,6 +20,7 @@ pub mod element;
 pub mod embedding;
 pub mod gated_norm;
 pub mod gemm;
+pub mod key_groups;
 pub mod lora_embedding;
 pub mod lora_linear;
 pub mod matrix;

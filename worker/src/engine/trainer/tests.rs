@@ -18,7 +18,7 @@ mod optimizers;
 mod slots;
 mod unfrozen;
 
-const FAMILIES: [&str; 19] = [
+const FAMILIES: [&str; 21] = [
     "LlamaForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
@@ -38,6 +38,8 @@ const FAMILIES: [&str; 19] = [
     "OlmoeForCausalLM",
     "GptOssForCausalLM",
     "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3NextForCausalLM",
 ];
 
 fn model(architecture: &str) -> tempfile::TempDir {
@@ -52,6 +54,8 @@ fn methods(architecture: &str) -> [Method; 3] {
         "Qwen3MoeForCausalLM" | "MixtralForCausalLM" | "OlmoeForCausalLM" | "GptOssForCausalLM" => {
             ["v_proj", "o_proj"]
         }
+        "Qwen3NextForCausalLM" => ["out_proj", "o_proj"],
+        "Qwen3_5MoeForCausalLM" => ["out_proj", "mlp.shared_expert.down_proj"],
         _ => ["q_proj", "layers.1.mlp.down_proj"],
     };
     [
@@ -112,6 +116,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         "Qwen2MoeForCausalLM",
         "GptOssForCausalLM",
         "Qwen3_5ForCausalLM",
+        "Qwen3NextForCausalLM",
     ] {
         let dir = model(architecture);
         for method in methods(architecture) {
@@ -175,6 +180,7 @@ fn checkpointing_does_not_change_a_bit() {
         "Qwen2MoeForCausalLM",
         "GptOssForCausalLM",
         "Qwen3_5ForCausalLM",
+        "Qwen3NextForCausalLM",
     ] {
         let dir = model(architecture);
         for method in methods(architecture) {

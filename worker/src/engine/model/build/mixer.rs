@@ -12,6 +12,7 @@ use crate::engine::ops::causal_conv::CausalConv;
 use crate::engine::ops::delta_gates::DeltaGates;
 use crate::engine::ops::delta_rule::DeltaHeads;
 use crate::engine::ops::gated_norm::GatedNorm;
+use crate::engine::ops::key_groups::KeyGroups;
 use crate::engine::ops::projection::Projection;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms};
 
@@ -79,15 +80,17 @@ impl Parts<'_> {
     ) -> Result<GatedDeltaNet, EngineError> {
         let config = self.config;
         let weight = |name: &str, shape: &[usize]| self.weight(&format!("{prefix}{name}"), shape);
+        let heads = DeltaHeads {
+            key_heads: sizes.key_heads,
+            value_heads: sizes.value_heads,
+            key_dim: sizes.key_dim,
+            value_dim: sizes.value_dim,
+        };
         Ok(GatedDeltaNet {
             norm: self.layer_norm(prefix, config.norms.attention_input)?,
             input,
-            heads: DeltaHeads {
-                key_heads: sizes.key_heads,
-                value_heads: sizes.value_heads,
-                key_dim: sizes.key_dim,
-                value_dim: sizes.value_dim,
-            },
+            groups: sizes.is_grouped.then_some(KeyGroups(heads)),
+            heads,
             conv: CausalConv {
                 weight: weight(CONVOLUTION, &[sizes.convolved(), 1, sizes.kernel])?,
             },

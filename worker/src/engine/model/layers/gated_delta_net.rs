@@ -12,6 +12,7 @@ use crate::engine::ops::delta_gates::{DeltaGates, Gates};
 use crate::engine::ops::delta_rule::{DeltaHeads, DeltaRule, Inputs};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::gated_norm::GatedNorm;
+use crate::engine::ops::key_groups::KeyGroups;
 use crate::engine::ops::matrix::View;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
@@ -22,6 +23,8 @@ pub struct GatedDeltaNet {
     pub norm: Option<RmsNorm>,
     /// The projections of queries, keys and values, of the gates of the output, and of how much is written and kept, side by side.
     pub input: Projection,
+    /// What puts these into that order, where the projections have them in another.
+    pub groups: Option<KeyGroups>,
     pub heads: DeltaHeads,
     pub conv: CausalConv,
     pub gates: DeltaGates,
@@ -176,6 +179,7 @@ impl GatedDeltaNet {
         }
     }
 
+    /// Computes the gradient of what the projections gave, in their order.
     fn backward_to_projected<E: Element>(
         &self,
         activations: &DeltaActivations<E>,
@@ -226,6 +230,9 @@ impl GatedDeltaNet {
         let to = (&mut d_projected[..], stride);
         self.conv
             .backward(columns.qkv, positions, &mut gradients.qkv, to);
+        if let Some(groups) = self.groups {
+            groups.join(&mut d_projected[..]);
+        }
         d_projected
     }
 
@@ -233,6 +240,9 @@ impl GatedDeltaNet {
         let mut projected = pass.pool.take(pass.tokens() * self.input.out());
         let normed = norm_forward::<E>(&self.norm, x, pass);
         let low_rank = self.input.forward(&normed, &mut projected, pass.context());
+        if let Some(groups) = self.groups {
+            groups.split(&mut projected[..]);
+        }
         (projected, low_rank)
     }
 

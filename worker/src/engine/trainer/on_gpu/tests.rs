@@ -103,6 +103,8 @@ fn families_that_the_kernels_do_not_know_are_refused_by_name() {
         ("OlmoeForCausalLM", "OLMoE", experts),
         ("GptOssForCausalLM", "GPT-OSS", experts),
         ("Qwen3_5ForCausalLM", "Qwen3.5", "linear attention"),
+        ("Qwen3_5MoeForCausalLM", "Qwen3.5-MoE", "linear attention"),
+        ("Qwen3NextForCausalLM", "Qwen3-Next", "linear attention"),
     ] {
         let dir = model(architecture);
         let loaded = Trainer::load(TrainerOptions {
