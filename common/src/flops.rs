@@ -35,10 +35,13 @@ pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
             let learned = own.iter().map(|tensor| multiplied(shape, tensor));
             4 * linears + 2 * learned.sum::<u64>()
         }
-        Trained::Adapters { tokens, .. } => {
+        Trained::Adapters {
+            tokens, experts, ..
+        } => {
             // Of an adapter on the embedding, the columns of A are looked up.
             let looked_up = (tokens.ranks[0] * shape.vocab_size) as u64;
-            4 * linears + 6 * (work.scalars(shape) - looked_up)
+            let idle = looked_up + shape.idle_factors(experts);
+            4 * linears + 6 * (work.scalars(shape) - idle)
         }
     };
     // Scores and values, over half of the text on average; backward is twice as much.
@@ -188,6 +191,7 @@ mod tests {
             biases: Default::default(),
             lora_bias: false,
             ranks,
+            experts: Vec::new(),
             tokens: Default::default(),
         };
         // 41.9e6 scalars of adapters.

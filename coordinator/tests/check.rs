@@ -4,6 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use common::files::model::{MAX_SHARD_BYTES, ModelTensor, Scalars, write_model};
+use common::files::tensors::Dtype;
+use common::model::{ModelConfig, base_tensors};
 use serde_json::{Value as Json, json};
 
 struct Setup {
@@ -329,6 +332,104 @@ fn kinds_of_adapters_are_told_and_what_the_model_has_no_place_for_is_too() {
     ] {
         let problems = adapted(name, value).set("lora_r", json!(200)).problems();
         assert!(problems[0].contains(words), "{problems:?}");
+    }
+}
+
+/// An adapter on a small mixture of experts.
+fn on_mixture(parameters: Json) -> Setup {
+    let setup = Setup::new();
+    let path = setup.model("config.json");
+    let mut config: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (key, value) in [
+        ("architectures", json!(["Qwen3MoeForCausalLM"])),
+        ("model_type", json!("qwen3_moe")),
+        ("num_experts", json!(4)),
+        ("num_experts_per_tok", json!(2)),
+        ("moe_intermediate_size", json!(24)),
+    ] {
+        config[key] = value;
+    }
+    let sizes = ModelConfig::parse(&config, &path).unwrap();
+    let tensors: Vec<_> = base_tensors(&sizes)
+        .into_iter()
+        .map(|(name, shape)| {
+            let zeros = vec![0.0; shape.iter().product()];
+            (name, shape, zeros)
+        })
+        .collect();
+    let tensors: Vec<ModelTensor> = tensors
+        .iter()
+        .map(|(name, shape, zeros)| ModelTensor {
+            name,
+            shape,
+            scalars: Scalars::Here(zeros),
+        })
+        .collect();
+    let folder = path.parent().unwrap();
+    write_model(folder, &config, &tensors, Dtype::F32, MAX_SHARD_BYTES).unwrap();
+    setup
+        .set("init_weights", json!("pretrained"))
+        .set("adapter", json!("lora"))
+        .set("lora_target_parameters", parameters)
+}
+
+#[test]
+fn adapters_on_experts_are_told_and_what_is_none_of_their_parameters_is_refused() {
+    let both = || on_mixture(json!(["experts.gate_up_proj", "experts.down_proj"]));
+    let told = |setup: Setup| {
+        let told = setup.run(&[]);
+        let text = String::from_utf8(told.stdout).unwrap();
+        let errors = String::from_utf8(told.stderr).unwrap();
+        assert!(told.status.success(), "{errors}");
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let text = told(both()).replace(',', "");
+    let config = std::fs::read(both().model("config.json")).unwrap();
+    let config: Json = serde_json::from_slice(&config).unwrap();
+    let size = |key: &str| config[key].as_u64().unwrap();
+    let sides = 2 * size("hidden_size") + 3 * size("moe_intermediate_size");
+    let scalars = size("num_hidden_layers") * size("num_experts") * 16 * sides;
+    let words = format!("LoRA rank 16 alpha 32: {scalars} trainable parameters");
+    assert!(text.contains(&words), "{words}: {text}");
+    let words = "lora_target_parameters: done on processors; a worker on a GPU refuses the job";
+    assert!(text.contains(words), "{text}");
+    let beside = on_mixture(json!(["down_proj", "feed_forward.experts.down_proj"]));
+    let beside = beside
+        .set("lora_target_linear", json!(true))
+        .set("layers_to_transform", json!([0]));
+    let text = told(beside);
+    for words in [
+        "no parameter of this model's experts is called feed_forward.experts.down_proj",
+        "layers_to_transform: leaves out none of the parameters of experts, as in PEFT",
+        "get the adapters alone that lora_target_parameters names",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let none = adapted("lora_target_parameters", json!(["experts.down_proj"]));
+    let text = told(none.set("lora_target_modules", json!(["q_proj"])));
+    let words = "the model has no experts, so that experts.down_proj changes nothing";
+    assert!(text.contains(words), "{text}");
+    for (setup, words) in [
+        (
+            on_mixture(json!(["q_proj.weight", "down_proj"])),
+            "q_proj.weight is no parameter",
+        ),
+        (on_mixture(json!(["w1"])), "name experts.gate_up_proj"),
+        (
+            adapted("lora_target_parameters", json!(["experts.down_proj"])),
+            "the model has no experts",
+        ),
+        (
+            both().set("lora_dropout", json!(0.1)),
+            "goes with no `lora_target_parameters` in PEFT",
+        ),
+        (
+            both().set("lora_target_modules", json!(["q_proj", "gate_proj"])),
+            "and experts in lora_target_parameters",
+        ),
+    ] {
+        let problems = setup.problems().join("\n");
+        assert!(problems.contains(words), "{words}: {problems}");
     }
 }
 

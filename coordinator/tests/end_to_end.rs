@@ -130,6 +130,32 @@ fn fused_experts_and_sinks_are_the_same_with_two_workers() {
     assert_eq!(shape("self_attn.sinks"), [size("num_attention_heads")]);
     let (hidden, width) = (size("hidden_size"), size("intermediate_size"));
     assert_eq!(shape("mlp.experts.gate_up_proj"), [5, hidden, 2 * width]);
+
+    // Adapters on them, on what comes of it.
+    let parameters = "lora_target_parameters=[experts.gate_up_proj, experts.down_proj]";
+    let lora = ["--max-steps", "3", "--set", "base_model=one"];
+    let lora = [&lora[..], &["--set", parameters]].concat();
+    let quiet = site.train("one-lora", &lora);
+    let two = site.train("two-lora", &[&lora[..], &["--local-workers", "2"]].concat());
+    assert_eq!(two, quiet);
+    let said = site.json("two-lora/adapter_config.json");
+    assert_eq!(said["target_modules"], json!([]));
+    let names = ["experts.down_proj", "experts.gate_up_proj"];
+    assert_eq!(said["target_parameters"], json!(names));
+    let file = TensorFile::open(&site.path("two-lora/adapter_model.safetensors")).unwrap();
+    let path = "base_model.model.model.layers.0.mlp.experts";
+    let shape = |name: &str| file.get(&format!("{path}.{name}.weight")).unwrap().shape;
+    let ranks = 5 * said["r"].as_u64().unwrap() as usize;
+    assert_eq!(shape("base_layer.lora_A"), [ranks, hidden]);
+    assert_eq!(shape("lora_B"), [hidden, ranks]);
+    // As one that is there already.
+    let options = ["--max-steps", "2", "--set", "base_model=one"];
+    let options = [&options[..], &["--set", "lora_model_dir=one-lora"]].concat();
+    site.train("on", &options);
+    assert_eq!(
+        site.json("on/adapter_config.json")["target_parameters"],
+        json!(names)
+    );
 }
 
 #[test]

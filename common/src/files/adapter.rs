@@ -48,7 +48,7 @@ pub struct AdapterConfig {
     pub init: AdapterInit,
     /// Module names (`q_proj`) or path endings, sorted; or PEFT's regular expression.
     pub target_modules: TargetModules,
-    /// Linears that are left out, and those of another rank or alpha.
+    /// Linears that are left out, parameters of experts beside them, and other ranks and alphas.
     pub shape: AdapterShape,
     /// Rows of the embedding and the output layer, or all of either, that the adapter has in their place.
     pub tokens: TrainedTokens,
@@ -162,7 +162,7 @@ impl AdapterConfig {
                 .as_str()
                 .and_then(AdapterInit::of_adapter)
                 .unwrap_or_default(),
-            target_modules: TargetModules::of_adapter(&found["target_modules"])
+            target_modules: TargetModules::of_adapter(&found)
                 .ok_or_else(|| wrong("target_modules"))?,
             shape: AdapterShape::of_adapter(&found).map_err(wrong)?,
             tokens: TrainedTokens::of_adapter(&found).ok_or_else(|| {
@@ -203,12 +203,20 @@ impl AdapterConfig {
                 "alpha_pattern",
                 pairs(self.shape.alphas.iter().map(|(p, a)| (p, number(*a)))),
             ),
+            ("target_parameters", self.target_parameters()),
             ("trainable_token_indices", self.trainable_token_indices()),
             ("modules_to_save", self.modules_to_save()),
         ] {
             config[field] = value;
         }
         sink.small_file(ADAPTER_CONFIG, &json_text(ADAPTER_CONFIG, &config)?)
+    }
+
+    fn target_parameters(&self) -> Value {
+        match self.shape.parameters.is_empty() {
+            true => Value::Null,
+            false => json!(self.shape.parameters),
+        }
     }
 
     fn excluded(&self) -> Value {
@@ -292,7 +300,7 @@ fn defaults() -> Value {
 }
 
 /// Fields that are read, or that have no effect on what the adapter computes.
-const FREE_FIELDS: [&str; 23] = [
+const FREE_FIELDS: [&str; 24] = [
     "alpha_pattern",
     "arrow_config",
     "auto_mapping",
@@ -313,6 +321,7 @@ const FREE_FIELDS: [&str; 23] = [
     "rank_pattern",
     "revision",
     "target_modules",
+    "target_parameters",
     "trainable_token_indices",
     "use_dora",
     "use_rslora",
@@ -431,6 +440,18 @@ mod tests {
             config.write(folder.path()).unwrap();
             assert_eq!(AdapterConfig::read(folder.path()).unwrap(), config);
         }
+    }
+
+    #[test]
+    fn parameters_of_experts_may_be_all_that_has_an_adapter() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config();
+        config.target_modules = TargetModules::Named(Vec::new());
+        config.shape.parameters = vec!["experts.down_proj".to_owned()];
+        config.write(folder.path()).unwrap();
+        assert_eq!(AdapterConfig::read(folder.path()).unwrap(), config);
+        let told = with("target_parameters", json!("down_proj")).1.unwrap_err();
+        assert!(told.to_string().contains("target_parameters"), "{told}");
     }
 
     #[test]

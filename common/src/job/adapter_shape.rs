@@ -1,4 +1,4 @@
-//! Which linears have an adapter, and those whose rank or alpha differs from the others'.
+//! Which linears have an adapter, which parameters of experts beside them, and those whose rank or alpha differs from the others'.
 //!
 //! Source: PEFT 0.21, `get_pattern_key` (the first pattern that fits counts), `check_target_module_exists` (what is excluded, and
 //! layers by number).
@@ -14,7 +14,7 @@ use super::spec::TargetModules;
 /// Most patterns of ranks or of alphas.
 pub(super) const MAX_PATTERNS: usize = 1000;
 
-/// What of the linears that are named has no adapter after all, and which ranks and alphas are others.
+/// What of the linears that are named has no adapter after all, what has one beside them, and which ranks and alphas are others.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AdapterShape {
     /// Linears without an adapter. Default: none.
@@ -23,6 +23,9 @@ pub struct AdapterShape {
     /// Numbers of the layers with adapters. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<usize>>,
+    /// Parameters of experts with an adapter, sorted: their paths, or the ends of these. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parameters: Vec<String>,
     /// Ranks by patterns of paths, of which the first that fits counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranks: Vec<(String, usize)>,
@@ -41,6 +44,10 @@ impl AdapterShape {
         Self {
             excluded: self.excluded.or_else(|| other.excluded.clone()),
             layers: self.layers.or_else(|| other.layers.clone()),
+            parameters: match self.parameters.is_empty() {
+                true => other.parameters.clone(),
+                false => self.parameters,
+            },
             ranks: match self.ranks.is_empty() {
                 true => other.ranks.clone(),
                 false => self.ranks,
@@ -79,11 +86,16 @@ impl AdapterShape {
         if !is_usual {
             return Err("layers_pattern");
         }
+        let parameters = match &config["target_parameters"] {
+            Value::Null => Vec::new(),
+            names => sorted(texts(names).ok_or("target_parameters")?),
+        };
         let rank = |value: &Value| number(value).filter(|rank| (1..=MAX_RANK).contains(rank));
         let alpha = |value: &Value| value.as_f64().filter(|alpha| *alpha > 0.0);
         let shape = Self {
             excluded: excluded.filter(|modules| *modules != TargetModules::Named(Vec::new())),
             layers,
+            parameters,
             ranks: patterns(&config["rank_pattern"], rank).ok_or("rank_pattern")?,
             alphas: patterns(&config["alpha_pattern"], alpha).ok_or("alpha_pattern")?,
         };
@@ -98,6 +110,9 @@ impl AdapterShape {
     pub fn check(&self) -> Result<(), &'static str> {
         let is_rank = |(_, rank): &(String, usize)| (1..=MAX_RANK).contains(rank);
         let is_alpha = |(_, alpha): &(String, f64)| *alpha > 0.0 && alpha.is_finite();
+        if self.parameters.len() > MAX_PATTERNS {
+            return Err("target_parameters");
+        }
         if self.ranks.len() > MAX_PATTERNS || !self.ranks.iter().all(is_rank) {
             return Err("rank_pattern");
         }
@@ -202,6 +217,13 @@ fn patterns<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<
             .collect(),
         _ => None,
     }
+}
+
+/// Names as a set has them.
+pub(super) fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names.dedup();
+    names
 }
 
 fn number(value: &Value) -> Option<usize> {

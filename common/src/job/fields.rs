@@ -86,9 +86,11 @@ pub fn flag_value(flag: &str) -> FlagValue {
     };
     match field.name {
         "datasets" | "test_datasets" | "test_prompts" => FlagValue::Entry(field.name),
-        "lora_target_modules" | "lora_modules_to_save" | "tokens" | "add_special_tokens" => {
-            FlagValue::List(field.name)
-        }
+        "lora_target_modules"
+        | "lora_target_parameters"
+        | "lora_modules_to_save"
+        | "tokens"
+        | "add_special_tokens" => FlagValue::List(field.name),
         _ if field.values.contains("true | false") => FlagValue::Switch,
         _ => FlagValue::One,
     }

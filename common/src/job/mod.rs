@@ -37,6 +37,7 @@ mod split;
 mod starting_adapter;
 mod switch;
 mod target_modules;
+mod target_parameters;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -78,6 +79,10 @@ pub use spec::*;
 pub use split::{RowRange, Slice, Split, TRAIN};
 pub use starting_adapter::{AdapterRequest, FindAdapter, FoundAdapter, find_no_adapter};
 pub use target_modules::{TOKEN_MODULES, is_named};
+pub use target_parameters::{
+    EXPERT_PARAMETERS, ExpertParameter, is_of_parameter, is_parameter, named_parameters,
+    router_parameter,
+};
 pub use tokens::{NewToken, TrainedRows, TrainedTokens};
 pub use trained_biases::TrainedBiases;
 pub use unfrozen::{NamePatterns, Unfrozen};

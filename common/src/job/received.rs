@@ -102,6 +102,9 @@ fn check_lora(lora: &LoraSpec) -> Result<(), String> {
     within("lora_r", lora.r, 1, MAX_RANK)?;
     let shape = lora.shape.check();
     shape.map_err(|field| format!("{field} is not as it should be"))?;
+    if let Some(field) = lora.conflict_of_parameters() {
+        return Err(format!("{field} is given with target_parameters"));
+    }
     let ranks = lora.shape.ranks.iter().map(|(_, rank)| *rank);
     let mut ranks = [lora.r].into_iter().chain(ranks);
     if let Some(reason) = ranks.find_map(|rank| lora.init.refuses(rank)) {

@@ -54,7 +54,7 @@ pub(super) struct StartingAdapter {
     pub target_modules: TargetModules,
     /// Rows of the embedding and the output layer, or all of either, that the adapter has in their place.
     pub tokens: TrainedTokens,
-    /// Linears that are left out, and those of another rank or alpha.
+    /// Linears that are left out, parameters beside them, and other ranks and alphas.
     pub shape: AdapterShape,
 }
 
@@ -107,7 +107,7 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
     let Some(biases) = TrainedBiases::of_adapter(&json["bias"]) else {
         return fail("bias must be none, lora_only or all");
     };
-    let Some(target_modules) = TargetModules::of_adapter(&json["target_modules"]) else {
+    let Some(target_modules) = TargetModules::of_adapter(&json) else {
         return fail("target_modules must be a list of module names, or a regular expression");
     };
     let Some(tokens) = TrainedTokens::of_adapter(&json) else {

@@ -3,6 +3,7 @@
 use regex::Regex;
 use serde_json::{Value, json};
 
+use super::adapter_shape::sorted;
 use super::pattern::{spellings, whole_path};
 use super::spec::{LoraSpec, TargetModules};
 
@@ -10,18 +11,22 @@ use super::spec::{LoraSpec, TargetModules};
 pub const TOKEN_MODULES: [&str; 2] = ["model.embed_tokens", "lm_head"];
 
 impl TargetModules {
-    /// What an `adapter_config.json` says of them: a list of names, or PEFT's text of a regular expression. None: neither.
-    pub fn of_adapter(value: &Value) -> Option<Self> {
-        match value {
+    /// What an `adapter_config.json` says of them: a list of names, which is empty only where parameters have an adapter, or PEFT's text
+    /// of a regular expression. None: neither.
+    pub fn of_adapter(config: &Value) -> Option<Self> {
+        let parameters = config["target_parameters"].as_array();
+        let has_parameters = parameters.is_some_and(|parameters| !parameters.is_empty());
+        match &config["target_modules"] {
+            Value::Null if has_parameters => Some(Self::Named(Vec::new())),
+            Value::Array(items) if items.is_empty() && has_parameters => {
+                Some(Self::Named(Vec::new()))
+            }
             Value::String(text) if text == "all-linear" => Some(Self::AllLinear),
             Value::String(text) if whole_path(text).is_ok() => Some(Self::Matching(text.clone())),
             Value::Array(items) if !items.is_empty() => {
                 let names = items.iter().map(|item| item.as_str().map(str::to_owned));
-                let mut names: Vec<String> = names.collect::<Option<_>>()?;
                 // PEFT writes a set, in any order.
-                names.sort();
-                names.dedup();
-                Some(Self::Named(names))
+                Some(Self::Named(sorted(names.collect::<Option<_>>()?)))
             }
             _ => None,
         }

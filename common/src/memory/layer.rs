@@ -48,6 +48,8 @@ struct Routed {
     count: u64,
     per_token: u64,
     width: u64,
+    /// Ranks of the adapters on gate and up together, on down, and on the router.
+    ranks: [u64; 3],
 }
 
 /// What a layer of linear attention computes between its projections, in float32.
@@ -87,14 +89,15 @@ impl Layer {
         place: Place,
     ) -> Vec<Self> {
         let none = [0; LINEARS];
-        let (dropout, magnitudes, ranks) = match &work.trained {
-            Trained::All | Trained::Some(_) => (false, false, None),
+        let (dropout, magnitudes, ranks, of_experts) = match &work.trained {
+            Trained::All | Trained::Some(_) => (false, false, None, &[][..]),
             Trained::Adapters {
                 dropout,
                 magnitudes,
                 ranks,
+                experts,
                 ..
-            } => (*dropout, *magnitudes, Some(ranks)),
+            } => (*dropout, *magnitudes, Some(ranks), &experts[..]),
         };
         let queries = shape.heads * shape.head_dim;
         (0..shape.layers)
@@ -125,6 +128,9 @@ impl Layer {
                         count: experts.count as u64,
                         per_token: experts.per_token as u64,
                         width: experts.width as u64,
+                        ranks: of_experts.get(layer).map_or([0; 3], |ranks| {
+                            ranks.map(|rank| rank.next_multiple_of(2) as u64)
+                        }),
                     }),
                     ranks: [q + k + v + fourth, o, gate + up + shared, down],
                     dropout,
@@ -255,7 +261,18 @@ impl Layer {
         let group = self.narrow(2 * self.hidden + 3 * experts.width)
             + self.wide(2 * self.hidden + experts.width);
         let routes = 5 * F32 * experts.per_token * self.tokens;
-        group + routes + 2 * self.wide(experts.count)
+        group + routes + 2 * self.wide(experts.count) + self.routed_adapters(experts)
+    }
+
+    /// Bytes that the adapters of one expert and of the router take, as if it had all tokens: low-rank activations and their gradient, each as they are
+    /// and turned, and the factors as they are multiplied, beside the gradients of both; and the gradients of B of all experts, which
+    /// wait for each other.
+    fn routed_adapters(&self, experts: Routed) -> u64 {
+        let [gate_up, down, router] = experts.ranks;
+        let (inner, hidden) = (experts.width, self.hidden);
+        let factors = gate_up * (hidden + 2 * inner) + down * (inner + hidden);
+        let waiting = experts.count * (gate_up * 2 * inner + down * hidden) * F32;
+        4 * self.narrow(gate_up + down + router) + factors * (self.element + 2 * F32) + waiting
     }
 
     /// Bytes of the attention activations saved for backward: qkv, context, log-sum-exp.

@@ -165,6 +165,26 @@ impl Shape {
         })
     }
 
+    /// The sizes of the adapters on the parameters of a layer's experts, of these ranks: scalars of `A` and of `B`, of one expert each.
+    fn expert_factors(&self, layer: usize, ranks: [usize; 3]) -> [[usize; 2]; 2] {
+        let parameters = self
+            .experts_of(layer)
+            .map_or([(0, 0); 2], |experts| experts.parameters(self.hidden_size));
+        let [gate_up, down] = parameters.map(|(width, out)| [width, out]);
+        [(gate_up, ranks[0]), (down, ranks[1])].map(|(sides, rank)| sides.map(|side| side * rank))
+    }
+
+    /// Number of scalars of the adapters on parameters of experts, of experts that a token does not go through.
+    pub(crate) fn idle_factors(&self, ranks: &[[usize; 3]]) -> u64 {
+        let of_layer = |(layer, ranks): (usize, &[usize; 3])| {
+            let experts = self.experts_of(layer);
+            let idle = experts.map_or(0, |experts| experts.count - experts.per_token);
+            let factors = self.expert_factors(layer, *ranks);
+            (idle * factors.as_flattened().iter().sum::<usize>()) as u64
+        };
+        ranks.iter().enumerate().map(of_layer).sum()
+    }
+
     /// Number of scalars of a layer's norms and biases, and of what else is float32 always.
     fn layer_vectors(&self, layer: usize) -> u64 {
         let biases = self.linears(layer).map(|(_, out, bias)| match bias {
@@ -255,6 +275,7 @@ impl Work {
                     biases: lora.biases,
                     lora_bias: lora.lora_bias,
                     ranks: ranks.layers,
+                    experts: ranks.experts,
                     tokens: tokens_of(lora, ranks.tokens),
                 },
             },
@@ -444,6 +465,7 @@ mod tests {
             biases: TrainedBiases::None,
             lora_bias: false,
             ranks: vec![[16; LINEARS]; SMALL.layers],
+            experts: Vec::new(),
             tokens: Tokens::default(),
         }
     }
@@ -458,6 +480,7 @@ mod tests {
             biases: TrainedBiases::None,
             lora_bias: false,
             ranks: vec![[16; LINEARS]; SMALL.layers],
+            experts: Vec::new(),
             tokens: Tokens::default(),
         };
         // One for each row: queries, keys and values, output, gate and up, down.

@@ -100,7 +100,20 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
         true => 0,
         false => scalars * F32,
     };
-    work.state_bytes(shape) + scalars * sum + gradient + mean
+    work.state_bytes(shape) + scalars * sum + gradient + mean + factors_apart(shape, work)
+}
+
+/// Bytes of the copies of factors B with those of each expert together.
+fn factors_apart(shape: &Shape, work: &Work) -> u64 {
+    let Trained::Adapters { experts, .. } = &work.trained else {
+        return 0;
+    };
+    let of_layer = |(layer, ranks): (usize, &[usize; 3])| {
+        let count = shape.experts_of(layer).map_or(0, |experts| experts.count);
+        let factors = shape.expert_factors(layer, *ranks);
+        factors.map(|[_, b]| (count * b) as u64).iter().sum::<u64>()
+    };
+    experts.iter().enumerate().map(of_layer).sum::<u64>() * F32
 }
 
 /// Bytes of a chunk of the loss: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice; and
@@ -177,6 +190,18 @@ fn update(shape: &Shape, work: &Work) -> u64 {
         // Fused ones are no matrices.
         (Trained::All, Some(experts)) if !experts.biased => {
             of_matrix(experts.width, shape.hidden_size)
+        }
+        // The factors of all experts are.
+        (Trained::Adapters { experts: ranks, .. }, Some(experts)) => {
+            let of = |(rank, (width, out)): (usize, (usize, usize))| {
+                let rows = rank * experts.count;
+                of_matrix(rows, width).max(of_matrix(out, rows))
+            };
+            let sides = experts.parameters(shape.hidden_size);
+            let all = ranks
+                .iter()
+                .flat_map(|ranks| ranks.iter().copied().zip(sides));
+            all.map(of).max().unwrap_or(0)
         }
         _ => 0,
     };

@@ -111,6 +111,13 @@ pub struct Experts {
     pub biased: bool,
 }
 
+impl Experts {
+    /// What one expert of each of the parameters that a layer has its experts in reads and gives: gate and up together, and down.
+    pub(super) fn parameters(&self, hidden: usize) -> [(usize, usize); 2] {
+        [(hidden, 2 * self.width), (self.width, hidden)]
+    }
+}
+
 /// Number of linears of a decoder layer: queries, keys, values, one more that reads what these do, attention output, gate, up, down,
 /// and what a shared expert is weighted by. Each has its slot in this order. A layer of experts has those of its shared expert as
 /// gate, up and down; one of linear attention has as its first four queries, keys and values in one, the gate of its output, and
@@ -154,6 +161,8 @@ pub enum Trained {
         lora_bias: bool,
         /// For each layer, the ranks of the adapters on its linears, 0 for none.
         ranks: Vec<[usize; LINEARS]>,
+        /// For each layer, the ranks of the adapters on the parameters of its experts: gates and ups together, downs, and their router.
+        experts: Vec<[usize; 3]>,
         /// What of the embedding and the output layer is trained beside them.
         tokens: Tokens,
     },
@@ -171,6 +180,8 @@ pub struct OwnTensor {
 pub struct Ranks {
     /// For each layer, of those on its linears.
     pub layers: Vec<[usize; LINEARS]>,
+    /// For each layer, of those on the parameters of its experts and of their router.
+    pub experts: Vec<[usize; 3]>,
     /// Of those on the embedding and the output layer.
     pub tokens: [usize; 2],
 }

@@ -54,19 +54,28 @@ impl Tensors {
 
 /// The tensors that the work trains.
 pub(super) fn trained(shape: &Shape, work: &Work) -> Vec<Tensors> {
-    let (ranks, tokens, magnitudes, biases, lora_bias) = match &work.trained {
+    let (ranks, experts, tokens, magnitudes, biases, lora_bias) = match &work.trained {
         Trained::All => return of_model(shape),
         Trained::Some(own) => return own.iter().map(Tensors::own).collect(),
         Trained::Adapters {
             ranks,
+            experts,
             tokens,
             magnitudes,
             biases,
             lora_bias,
             ..
-        } => (ranks, tokens, magnitudes, biases, lora_bias),
+        } => (ranks, experts, tokens, magnitudes, biases, lora_bias),
     };
     let mut tensors = of_tokens(shape, tokens, *magnitudes);
+    for (layer, ranks) in experts.iter().enumerate() {
+        let count = shape.experts_of(layer).map_or(0, |experts| experts.count);
+        let factors = shape.expert_factors(layer, *ranks);
+        let factors = factors.as_flattened().iter();
+        tensors.extend(factors.map(|scalars| Tensors::of(1, count * scalars)));
+        let of_router = [shape.hidden_size, count].map(|side| Tensors::of(1, ranks[2] * side));
+        tensors.extend(of_router);
+    }
     for (layer, ranks) in ranks.iter().enumerate() {
         for ((width, out, bias), rank) in linears(shape, layer, ranks) {
             let is_adapted = rank > 0;

@@ -1,46 +1,19 @@
-//! Which linears of a model a job puts an adapter on, and which matrices it trains.
+//! Which linears and parameters of a model a job puts an adapter on, and which matrices it trains.
 
 use std::collections::HashMap;
 
-use thiserror::Error;
-
+use super::adapted_module::AdaptedModule;
 use super::config::ModelConfig;
+use super::expert_parameters::{parameter_modules, parameter_paths};
 use super::experts::ExpertNames;
 use super::geometry::{LinearShape, linears, token_tensors};
-use crate::files::adapter::{Adapted, Factor, adapter_tensors, tensor_name};
+use super::unmatched_target::UnmatchedTarget;
+use crate::files::adapter::{Factor, adapter_tensors, tensor_name};
 use crate::job::{
     AdapterSizes, JobSpec, LoraSpec, Method, TOKEN_MODULES, TargetModules, TrainedBiases, is_named,
     spellings, whole_path,
 };
 use crate::memory::{LINEARS, Ranks};
-
-/// One linear of a layer, the output layer, or the embedding, as adapters name it. The inputs of the embedding are tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdaptedModule {
-    /// `model.layers.0.self_attn.q_proj`
-    pub path: String,
-    pub shape: LinearShape,
-    pub rank: usize,
-}
-
-impl AdaptedModule {
-    /// Whether it is the embedding, whose adapter has a column for each token.
-    pub fn is_embedding(&self) -> bool {
-        self.path == TOKEN_MODULES[0]
-    }
-}
-
-impl From<&AdaptedModule> for Adapted {
-    fn from(module: &AdaptedModule) -> Self {
-        Self {
-            path: module.path.clone(),
-            rank: module.rank,
-            inputs: module.shape.width,
-            outputs: module.shape.out,
-            has_bias: module.shape.bias,
-        }
-    }
-}
 
 /// The tensors that the job trains of an adapter's linears, with their shapes.
 pub fn module_tensors(
@@ -79,7 +52,7 @@ pub fn tensors_beside(
 }
 
 /// The modules that the job puts an adapter on, as PEFT matches them: by last name or by the end of the path, but for those that
-/// are excluded, in the layers that are named.
+/// are excluded, in the layers that are named; and behind them the parameters of experts.
 pub fn adapted_modules(
     config: &ModelConfig,
     lora: &LoraSpec,
@@ -109,7 +82,8 @@ pub fn adapted_modules(
         let matches = excluded.matcher();
         modules.retain(|module| !matches(&module.path));
     }
-    if modules.is_empty() {
+    let parameters = parameter_modules(config, lora, modules.is_empty())?;
+    if modules.is_empty() && parameters.is_empty() {
         return Err(UnmatchedTarget::NothingLeft);
     }
     check_token_modules(config, lora, &modules)?;
@@ -133,6 +107,7 @@ pub fn adapted_modules(
             });
         }
     }
+    modules.extend(parameters);
     Ok(modules)
 }
 
@@ -194,6 +169,7 @@ fn token_modules(config: &ModelConfig) -> [AdaptedModule; 2] {
             bias: false,
         },
         rank: 0,
+        stack: None,
     })
 }
 
@@ -299,6 +275,7 @@ fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> 
             path: format!("model.layers.{layer}.{}", shape.path),
             shape,
             rank: 0,
+            stack: None,
         })
     })
 }
@@ -330,55 +307,6 @@ fn matching(
         true => Err(unmatched()),
         false => Ok(matched),
     }
-}
-
-/// A job names a linear that the model does not have.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum UnmatchedTarget {
-    #[error("lora_target_modules: no linear of the model is called {target} (it has {known})")]
-    Target { target: String, known: String },
-    #[error(
-        "lora_target_modules: {target} means the router or experts of this model, which get no adapter here; name linears instead: {known}"
-    )]
-    Experts { target: String, known: String },
-    #[error(
-        "layers_to_transform: the model has no layer {absent} (it has {layers}, counted from 0)"
-    )]
-    Layer { absent: usize, layers: usize },
-    #[error(
-        "exclude_modules and layers_to_transform leave none of lora_target_modules: nothing would be trained"
-    )]
-    NothingLeft,
-    #[error(
-        "lora_bias: {path} has no bias in this model, so that an adapter with one could never be merged into it; name linears with a bias in lora_target_modules, or remove it"
-    )]
-    NoBias { path: String },
-    #[error(
-        "unfrozen_parameters: no weight of the model has a name in which one of them fits, so that nothing would be trained (a name is model.layers.0.self_attn.q_proj.weight)"
-    )]
-    AllFrozen,
-    #[error("unfrozen_parameters {0}")]
-    Unfrozen(String),
-    #[error(
-        "bias: `all` would train the bias of each router too ({router}), as PEFT does, and routers stay as they are here; use bias: lora_only"
-    )]
-    RouterBias { router: String },
-    #[error(
-        "{field}: goes with no adapter on the embedding here; leave embed_tokens out of lora_target_modules, or remove {field}"
-    )]
-    EmbeddingKind { field: &'static str },
-    #[error(
-        "lora_target_modules: {path} has rows that are trained as they are (trainable_token_indices, tokens that are added, lora_modules_to_save), and an adapter would change them once more; name it in one place"
-    )]
-    TrainedTwice { path: &'static str },
-    #[error(
-        "init_lora_weights: an adapter of rank {rank} begins with as many directions of {path}, which has {side}; lower lora_r, or give it another rank or none"
-    )]
-    Directions {
-        rank: usize,
-        side: usize,
-        path: String,
-    },
 }
 
 /// Ranks of the adapters that the job puts on the model's modules, with a second half that is not trained where they have one.
@@ -416,8 +344,13 @@ fn ranks(
         }
         adapted
     };
+    let of_experts = |layer: usize| {
+        let paths = config.experts_of(layer).map(parameter_paths);
+        paths.map_or([0; 3], |paths| paths.map(|path| rank(layer, path)))
+    };
     Ok(Ranks {
         layers: (0..config.layers).map(of_layer).collect(),
+        experts: (0..config.layers).map(of_experts).collect(),
         tokens: TOKEN_MODULES.map(rank_at),
     })
 }

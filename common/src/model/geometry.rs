@@ -425,5 +425,15 @@ mod tests {
                 assert_eq!(counted, made, "{hidden_size} {fields}");
             }
         }
+        for class in ["Qwen3MoeForCausalLM", "GptOssForCausalLM"] {
+            for fields in [
+                "lora_target_parameters: [experts.gate_up_proj, experts.down_proj]\n",
+                "lora_target_parameters: [down_proj, gate.weight, router.weight]\nlora_target_linear: true\nrank_pattern: {down_proj: 3}\n",
+            ] {
+                let job = job(&format!("adapter: lora\n{fields}"));
+                let [counted, made] = state_bytes(class, 64, &job);
+                assert_eq!(counted, made, "{class} {fields}");
+            }
+        }
     }
 }

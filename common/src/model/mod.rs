@@ -2,8 +2,10 @@
 //! [`ModelConfig`].
 
 mod adapted;
+mod adapted_module;
 mod config;
 mod error;
+mod expert_parameters;
 mod experts;
 mod family;
 mod fields;
@@ -11,13 +13,16 @@ mod geometry;
 mod linear_attention;
 mod rope;
 mod trained;
+mod unmatched_target;
 
 pub use adapted::{
-    AdaptedModule, UnmatchedTarget, absent_targets, adapted_modules, adapter_ranks, linear_names,
-    module_tensors, tensors_beside, trained_ranks,
+    absent_targets, adapted_modules, adapter_ranks, linear_names, module_tensors, tensors_beside,
+    trained_ranks,
 };
+pub use adapted_module::{AdaptedModule, Stack};
 pub use config::{Caps, ModelConfig, Scales};
 pub use error::ModelError;
+pub use expert_parameters::absent_parameters;
 pub use experts::{ExpertNames, Experts, FusedExperts, is_of_expert, is_router};
 pub use family::{Activation, HeadNormKind, LayerKind, LayerNorms, Rotation};
 pub use geometry::{
@@ -30,3 +35,4 @@ pub use trained::{
     check_unfrozen, frozen_bytes, frozen_tensors, trained_matrices, unfrozen_sizes,
     unfrozen_tensors,
 };
+pub use unmatched_target::UnmatchedTarget;

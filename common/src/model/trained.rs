@@ -1,9 +1,11 @@
 //! What a job trains of a model: which of its own tensors full training changes and which it leaves as they are, and which matrices
 //! learn.
 
-use super::adapted::{UnmatchedTarget, adapted_modules, module_tensors, tensors_beside};
+use super::adapted::{adapted_modules, module_tensors, tensors_beside};
+use super::adapted_module::AdaptedModule;
 use super::config::ModelConfig;
 use super::geometry::{EMBEDDING, HEAD, base_tensors, is_norm_or_bias};
+use super::unmatched_target::UnmatchedTarget;
 use half::bf16;
 
 use crate::job::{
@@ -144,9 +146,7 @@ fn conflict_of_adapter(
     unfrozen: &NamePatterns,
 ) -> Result<Option<String>, String> {
     let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
-    let mut names = modules
-        .iter()
-        .map(|module| format!("{}.weight", module.path));
+    let mut names = modules.iter().map(AdaptedModule::weight);
     Ok(names.find(|name| !unfrozen.fit(name)).map(|name| {
         format!(
             "leaves out {name}, which the job puts an adapter on; name linears in lora_target_modules and layers in \

@@ -2,11 +2,12 @@
 //! at all. Nothing here refuses anything.
 
 use common::job::{
-    BaseDtype, LoraSpec, Method, RateGroups, TOKEN_MODULES, TargetModules, TrainedBiases,
-    is_embedding,
+    AdapterShape, BaseDtype, LoraSpec, Method, RateGroups, TOKEN_MODULES, TargetModules,
+    TrainedBiases, is_embedding,
 };
 use common::model::{
-    Experts, absent_targets, adapted_modules, linear_names, linears, trained_matrices,
+    Experts, absent_parameters, absent_targets, adapted_modules, linear_names, linears,
+    trained_matrices,
 };
 use common::text::count;
 
@@ -62,6 +63,7 @@ impl Prepared {
         notices.extend(self.patterns_notices());
         notices.extend(self.token_adapters_notices());
         notices.extend(self.experts_notices());
+        notices.extend(self.parameters_notices());
         notices
     }
 
@@ -202,8 +204,18 @@ impl Prepared {
                 true => ", though PEFT 0.21 would give them one",
                 false => "",
             };
+            let (what, get) = match lora.shape.parameters.is_empty() {
+                true => (
+                    "router and experts are no linears and get no adapter",
+                    "; lora_target_parameters gives experts some",
+                ),
+                false => (
+                    "router and experts are no linears and get the adapters alone that lora_target_parameters names",
+                    "",
+                ),
+            };
             notices.push(format!(
-                "lora_target_modules: all-linear is {} here: router and experts are no linears and get no adapter{though}",
+                "lora_target_modules: all-linear is {} here: {what}{though}{get}",
                 linear_names(config)
             ));
         }
@@ -249,6 +261,49 @@ impl Prepared {
         ))
     }
 
+    /// What of the parameters that are named is none of the model's experts', and what leaves none of them out.
+    fn parameters_notices(&self) -> Vec<String> {
+        let Method::Lora(lora) = &self.job.method else {
+            return Vec::new();
+        };
+        let shape = &lora.shape;
+        if shape.parameters.is_empty() {
+            return Vec::new();
+        }
+        let mut notices = Vec::new();
+        let absent = absent_parameters(&self.model_config, &shape.parameters);
+        let names = absent.join(", ");
+        if self.model_config.experts.is_none() {
+            let told = "lora_target_parameters: the model has no experts";
+            return vec![format!("{told}, so that {names} changes nothing")];
+        }
+        if !absent.is_empty() {
+            notices.push(format!(
+                "lora_target_parameters: no parameter of this model's experts is called {names} (they are experts.gate_up_proj, \
+                 experts.down_proj and the weight of the router)"
+            ));
+        }
+        if absent.len() == shape.parameters.len() {
+            return notices;
+        }
+        notices.push(
+            "lora_target_parameters: done on processors; a worker on a GPU refuses the job"
+                .to_owned(),
+        );
+        let fields = [
+            (shape.layers.is_some(), "layers_to_transform"),
+            (shape.excluded.is_some(), "exclude_modules"),
+        ];
+        let idle = fields.into_iter().filter(|(is_given, _)| *is_given);
+        notices.extend(idle.map(|(_, field)| {
+            format!(
+                "{field}: leaves out none of the parameters of experts, as in PEFT; name these by layer \
+                 (layers.3.mlp.experts.down_proj) to have some of them"
+            )
+        }));
+        notices
+    }
+
     /// What of the adapter's patterns and exclusions fits no linear, and patterns that mean something else once PEFT has sorted them.
     fn patterns_notices(&self) -> Vec<String> {
         let Method::Lora(lora) = &self.job.method else {
@@ -260,7 +315,10 @@ impl Prepared {
         };
         let adapted = paths(lora);
         let all = paths(&LoraSpec {
-            shape: Box::default(),
+            shape: Box::new(AdapterShape {
+                parameters: lora.shape.parameters.clone(),
+                ..AdapterShape::default()
+            }),
             ..lora.clone()
         });
         let absent = lora.shape.absent(&all).into_iter();

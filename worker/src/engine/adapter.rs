@@ -10,8 +10,8 @@ use common::files::FileError;
 use common::files::adapter::{ADAPTER_WEIGHTS, Adapted, Factor, check_adapter, tensor_name};
 use common::files::layout::Layout;
 use common::files::snapshot::read_weights;
-use common::job::{AdapterSizes, LoraSpec, TOKEN_MODULES};
-use common::model::{AdaptedModule, module_tensors};
+use common::job::{AdapterSizes, ExpertParameter, LoraSpec, TOKEN_MODULES, named_parameters};
+use common::model::{AdaptedModule, Experts, module_tensors};
 
 use super::EngineError;
 use super::ops::dora::Magnitudes;
@@ -108,6 +108,38 @@ impl<'a> JobAdapter<'a> {
             b: parameters.weight(&tensor_name(path, Factor::EmbeddingB))?,
             scale: self.sizes.scale(path) as f32,
         })
+    }
+
+    /// The adapters of the experts of a layer, on gate and up together and on down, and the one of their router; `prefix` is what the
+    /// names of the layer's tensors begin with. Empty where there are none. They never drop inputs.
+    pub fn on_experts(
+        &self,
+        prefix: &str,
+        experts: &Experts,
+        parameters: &Parameters,
+    ) -> [Vec<Lora>; 3] {
+        let place = (prefix, experts.names.router);
+        let found = named_parameters(place, &self.spec.shape.parameters);
+        let count = experts.sizes.count;
+        let [gate_up, down, router] = found;
+        let adapters = [(gate_up, count), (down, count), (router, 1)];
+        let adapters: [Option<Vec<Lora>>; 3] = adapters.map(|(parameter, experts)| {
+            let ExpertParameter { path, module } = parameter?;
+            let a = parameters.rows(&tensor_name(&module, Factor::A), experts)?;
+            let b = parameters.columns(&tensor_name(&module, Factor::B), experts)?;
+            let adapter = |(a, b)| Lora {
+                a,
+                b,
+                scale: self.sizes.scale(&path) as f32,
+                dropout: 0.0,
+                module: name_key(&path),
+                trained: self.sizes.trained_rank(&path),
+                bias: None,
+                magnitudes: None,
+            };
+            Some(a.into_iter().zip(b).map(adapter).collect())
+        });
+        adapters.map(Option::unwrap_or_default)
     }
 
     /// The adapter of the linear at this path, or None where it has none.

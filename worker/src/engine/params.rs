@@ -3,11 +3,14 @@
 //!
 //! Ops take a [`Weight`]; whether it is trainable, and where its gradient goes, travels with it.
 
+mod columns;
+
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use columns::{Columns, Deal, Dealt, Unfinished};
 use common::files::FlatWeights;
 use common::files::layout::Layout;
 use common::job::BaseDtype;
@@ -50,6 +53,8 @@ struct GradientSlot {
     range: Range<usize>,
     /// What the flat weights are kept in.
     dtype: BaseDtype,
+    /// Which of the tensor's columns it has, where these are not all.
+    columns: Option<Columns>,
     gradients: Gradients,
     index: usize,
     /// Which of the parts that are handed out it is.
@@ -62,6 +67,8 @@ pub enum Reading<'a> {
     Bf16(&'a [bf16]),
     Nf4(&'a Nf4),
     Trainable(RwLockReadGuard<'a, FlatWeights>, Range<usize>),
+    /// Some columns, in a copy.
+    Columns(Arc<Vec<f32>>, Range<usize>),
 }
 
 /// A [`Reading`] of a weight in float32: as it is, or a widened copy of one that is trained in bfloat16.
@@ -144,9 +151,21 @@ impl Weight {
             Store::Bf16(values) => Reading::Bf16(values),
             Store::Nf4(matrix) => Reading::Nf4(matrix),
             Store::Trainable(slot) => {
+                // What is read is no older.
+                let version = slot.version.load(Ordering::Acquire);
                 // A panic in an update ends the trainer; what is read then matters to nobody.
                 let flat = slot.flat.read().unwrap_or_else(PoisonError::into_inner);
-                Reading::Trainable(flat, slot.range.clone())
+                let Some(Columns { part, dealt }) = &slot.columns else {
+                    return Reading::Trainable(flat, slot.range.clone());
+                };
+                let scalars = dealt.deal.scalars();
+                let copy = match &*flat {
+                    FlatWeights::Float32(flat) => dealt.apart(version, &flat[slot.range.clone()]),
+                    FlatWeights::Bfloat16(_) => {
+                        dealt.apart(version, &flat.widened(slot.range.clone()))
+                    }
+                };
+                Reading::Columns(copy, part * scalars..(part + 1) * scalars)
             }
         }
     }
@@ -177,6 +196,7 @@ impl Weight {
         let Store::Trainable(slot) = &self.store else {
             return;
         };
+        assert!(slot.columns.is_none(), "values of some columns");
         let mut flat = slot.flat.write().unwrap_or_else(PoisonError::into_inner);
         match &mut *flat {
             FlatWeights::Float32(flat) => flat[slot.range.clone()].copy_from_slice(values),
@@ -195,6 +215,11 @@ impl Weight {
             return;
         };
         let (rows, width) = (self.shape[0], slot.range.len() / self.shape[0].max(1));
+        if let Some(columns) = &slot.columns {
+            let mut gradient = vec![0.0; self.scalars()];
+            write(0..rows, &mut gradient, false);
+            return slot.add_columns(columns, &gradient);
+        }
         let mut buffer = slot.gradients.lock();
         let buffer = &mut *buffer;
         let written = std::mem::replace(&mut buffer.written[slot.index][slot.part], true);
@@ -214,12 +239,16 @@ impl Weight {
     }
 
     /// Hands over the gradient of some rows of a trainable weight, where that of all others is zero. `gradients` has one row
-    /// for each of `rows`, which are all different. A vector's rows are its scalars.
+    /// for each of `rows`, which are all different. A vector's rows are its scalars. Of some columns of a tensor none may be given.
     pub fn add_gradient_rows(&self, rows: &[usize], gradients: &[f32]) {
         let Store::Trainable(slot) = &self.store else {
             return;
         };
         let width = slot.range.len() / self.shape[0].max(1);
+        if let Some(columns) = &slot.columns {
+            assert!(rows.is_empty(), "some rows of some columns");
+            return slot.add_columns(columns, &vec![0.0; self.scalars()]);
+        }
         let mut buffer = slot.gradients.lock();
         let buffer = &mut *buffer;
         let written = std::mem::replace(&mut buffer.written[slot.index][slot.part], true);
@@ -244,6 +273,35 @@ impl Weight {
     }
 }
 
+impl GradientSlot {
+    /// Hands over the gradient of some columns, which goes on with those of all others.
+    fn add_columns(&self, columns: &Columns, gradient: &[f32]) {
+        let mut buffer = self.gradients.lock();
+        let buffer = &mut *buffer;
+        let written = std::mem::replace(&mut buffer.written[self.index][self.part], true);
+        let Some(apart) = buffer.unfinished.take(self.index, columns, gradient) else {
+            return;
+        };
+        let deal = columns.dealt.deal;
+        match &mut buffer.sink {
+            Sink::Slot(flat) => {
+                deal.put_back(&apart, 0, &mut flat[self.range.clone()], written);
+            }
+            Sink::Sums(sums) => {
+                let width = deal.columns * deal.parts;
+                let tile = (SUMS_TILE / width.max(1)).max(1);
+                for first in (0..deal.rows).step_by(tile) {
+                    let rows = tile.min(deal.rows - first);
+                    let offset = self.range.start + first * width;
+                    sums.add(offset, rows * width, |sum| {
+                        deal.put_back(&apart, first, sum, false);
+                    });
+                }
+            }
+        }
+    }
+}
+
 impl fmt::Debug for Weight {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "weight {:?}", self.shape)
@@ -260,6 +318,7 @@ impl Reading<'_> {
                 FlatWeights::Float32(flat) => WeightSlice::F32(&flat[range.clone()]),
                 FlatWeights::Bfloat16(flat) => WeightSlice::Bf16(&flat[range.clone()]),
             },
+            Self::Columns(values, range) => WeightSlice::F32(&values[range.clone()]),
         }
     }
 
@@ -309,6 +368,7 @@ struct GradientBuffer {
     layout: Arc<Layout>,
     /// For each tensor, by the parts that are handed out of it, whether their gradient was handed over.
     written: Vec<Vec<bool>>,
+    unfinished: Unfinished,
     sink: Sink,
 }
 
@@ -345,6 +405,7 @@ impl Gradients {
     fn new(layout: Arc<Layout>, collect: Collect) -> Self {
         Self(Arc::new(Mutex::new(GradientBuffer {
             written: vec![vec![false]; layout.tensors.len()],
+            unfinished: Unfinished::default(),
             sink: match collect {
                 Collect::Slot => Sink::Slot(vec![0.0; layout.scalars]),
                 Collect::Sums => Sink::Sums(SumsSink::default()),
@@ -365,6 +426,7 @@ impl Gradients {
             .written
             .iter_mut()
             .for_each(|parts| parts.fill(false));
+        buffer.unfinished.clear();
         if let Sink::Sums(sums) = &mut buffer.sink {
             sums.accumulator = Some(std::mem::take(accumulator));
             sums.parts = parts;
@@ -480,6 +542,45 @@ impl Parameters {
         Some(self.view(index, part, shape))
     }
 
+    /// So many equal parts of the trainable matrix of this name, each with rows that follow one another, or None where it is not
+    /// trainable. From then on the tensor has its gradient once every part has.
+    pub fn rows(&self, name: &str, parts: usize) -> Option<Vec<Weight>> {
+        let (index, [rows, columns]) = self.divided(name, parts)?;
+        let part = |part| self.view(index, part, &[rows / parts, columns]);
+        Some((0..parts).map(part).collect())
+    }
+
+    /// [`rows`](Self::rows), but of columns, which are dealt to the parts in turn.
+    pub fn columns(&self, name: &str, parts: usize) -> Option<Vec<Weight>> {
+        let (index, [rows, columns]) = self.divided(name, parts)?;
+        let deal = Deal {
+            rows,
+            columns: columns / parts,
+            parts,
+        };
+        let dealt = Arc::new(Dealt::new(deal));
+        let part = |part| {
+            let mut slot = self.slot(index, part);
+            slot.columns = Some(Columns {
+                part,
+                dealt: dealt.clone(),
+            });
+            Weight {
+                shape: vec![rows, deal.columns],
+                store: Store::Trainable(slot),
+            }
+        };
+        Some((0..parts).map(part).collect())
+    }
+
+    /// The matrix of this name, whose gradient comes in so many parts from now on.
+    fn divided(&self, name: &str, parts: usize) -> Option<(usize, [usize; 2])> {
+        let index = self.index(name)?;
+        let shape: [usize; 2] = self.layout.tensors[index].shape[..].try_into().ok()?;
+        self.gradients.lock().written[index].resize(parts, false);
+        Some((index, shape))
+    }
+
     fn index(&self, name: &str) -> Option<usize> {
         let tensors = &self.layout.tensors;
         let found = tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name));
@@ -488,18 +589,27 @@ impl Parameters {
 
     fn view(&self, index: usize, part: usize, shape: &[usize]) -> Weight {
         let scalars = shape.iter().product::<usize>();
-        let first = self.layout.tensors[index].offset + part * scalars;
+        let mut slot = self.slot(index, part);
+        let first = slot.range.start + part * scalars;
+        slot.range = first..first + scalars;
         Weight {
             shape: shape.to_vec(),
-            store: Store::Trainable(GradientSlot {
-                flat: self.flat.clone(),
-                version: self.version.clone(),
-                range: first..first + scalars,
-                dtype: self.layout.weights,
-                gradients: self.gradients.clone(),
-                index,
-                part,
-            }),
+            store: Store::Trainable(slot),
+        }
+    }
+
+    /// The place of a whole tensor, for one of its parts.
+    fn slot(&self, index: usize, part: usize) -> GradientSlot {
+        let tensor = &self.layout.tensors[index];
+        GradientSlot {
+            flat: self.flat.clone(),
+            version: self.version.clone(),
+            range: tensor.offset..tensor.offset + tensor.scalars(),
+            dtype: self.layout.weights,
+            columns: None,
+            gradients: self.gradients.clone(),
+            index,
+            part,
         }
     }
 
@@ -528,120 +638,4 @@ impl Parameters {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use common::job::Reduction;
-
-    fn parameters(collect: Collect) -> Parameters {
-        let layout = Layout::new([("b".into(), vec![2]), ("a".into(), vec![3, 1])]);
-        Parameters::new(layout, vec![1.0, 2.0, 3.0, 4.0, 5.0], collect)
-    }
-
-    fn fill(parameters: &Parameters, name: &str, value: f32) {
-        let weight = parameters.weight(name).unwrap();
-        weight.add_gradient(|_, gradient, accumulate| {
-            for g in gradient {
-                *g = if accumulate { *g + value } else { value };
-            }
-        });
-    }
-
-    fn accumulator() -> Accumulator {
-        let mut accumulator = Accumulator::new(Reduction::Exact, 5);
-        accumulator.begin(0, 1, 1);
-        accumulator
-    }
-
-    #[test]
-    fn an_update_in_place_is_seen_by_every_view() {
-        let parameters = parameters(Collect::Slot);
-        let b = parameters.weight("b").unwrap();
-        parameters.update(|weights| match weights {
-            FlatWeights::Float32(flat) => flat.iter_mut().for_each(|w| *w *= 10.0),
-            FlatWeights::Bfloat16(_) => unreachable!("float32 weights"),
-        });
-        assert_eq!(*b.read_f32(), [40.0, 50.0]);
-        assert!(parameters.weight("c").is_none());
-    }
-
-    #[test]
-    fn gradients_of_all_uses_reach_the_sum_either_way() {
-        for collect in [Collect::Slot, Collect::Sums] {
-            let (parameters, mut accumulator) = (parameters(collect), accumulator());
-            for slot in 0..2 {
-                parameters.gradients().begin(&mut accumulator, 2);
-                fill(&parameters, "a", 1.0);
-                let rows = parameters.weight("a").unwrap();
-                rows.add_gradient_rows(&[2, 0], &[10.0, 20.0]);
-                fill(&parameters, "b", 4.0);
-                let finished = parameters.gradients().finish(slot, &mut accumulator);
-                finished.unwrap();
-                let rows = f32::from(slot as u8 + 1);
-                let expected = [21.0, 1.0, 11.0, 4.0, 4.0].map(|g| g * rows);
-                assert_eq!(accumulator.mean(), expected);
-                assert!(accumulator.holds(slot));
-            }
-        }
-    }
-
-    #[test]
-    fn rows_alone_leave_the_others_zero() {
-        let (parameters, mut accumulator) = (parameters(Collect::Slot), accumulator());
-        fill(&parameters, "a", 7.0);
-        parameters.gradients().begin(&mut accumulator, 1);
-        let a = parameters.weight("a").unwrap();
-        a.add_gradient_rows(&[1], &[3.0]);
-        fill(&parameters, "b", 4.0);
-        let finished = parameters.gradients().finish(0, &mut accumulator);
-        finished.unwrap();
-        assert_eq!(accumulator.mean(), [0.0, 3.0, 0.0, 4.0, 4.0]);
-    }
-
-    #[test]
-    fn a_tensor_has_its_gradient_once_all_of_its_parts_have() {
-        for collect in [Collect::Slot, Collect::Sums] {
-            let (parameters, mut accumulator) = (parameters(collect), accumulator());
-            if collect == Collect::Slot {
-                // What is left of an earlier slot.
-                fill(&parameters, "a", 7.0);
-            }
-            let parts: Vec<Weight> = (0..3)
-                .map(|part| parameters.part("a", part).unwrap())
-                .collect();
-            assert_eq!(*parts[1].read_f32(), [2.0]);
-            assert!(parameters.part("c", 0).is_none());
-            for given in [2, 3] {
-                // A slot that fails may take the open step with it.
-                accumulator.begin(0, 1, 1);
-                parameters.gradients().begin(&mut accumulator, 2);
-                fill(&parameters, "b", 4.0);
-                for (part, weight) in parts.iter().enumerate().take(given) {
-                    match part {
-                        1 => weight.add_gradient_rows(&[], &[]),
-                        _ => weight.add_gradient(|_, gradient, accumulate| {
-                            assert!(!accumulate);
-                            gradient.fill(part as f32 + 1.0);
-                        }),
-                    }
-                }
-                let finished = parameters.gradients().finish(0, &mut accumulator);
-                assert_eq!(finished.is_ok(), given == 3);
-            }
-            assert_eq!(accumulator.mean(), [1.0, 0.0, 3.0, 4.0, 4.0]);
-        }
-    }
-
-    #[test]
-    fn a_trainable_tensor_without_a_gradient_is_an_error() {
-        for (collect, left) in [(Collect::Slot, true), (Collect::Sums, false)] {
-            let (parameters, mut accumulator) = (parameters(collect), accumulator());
-            accumulator.hold(7);
-            parameters.gradients().begin(&mut accumulator, 1);
-            fill(&parameters, "a", 1.0);
-            let error = parameters.gradients().finish(0, &mut accumulator);
-            assert!(matches!(error, Err(EngineError::MissingGradient { name }) if name == "b"));
-            assert_eq!(accumulator.mean(), [0.0; 5]);
-            assert_eq!(accumulator.holds(7), left);
-        }
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::sink::{Entries, Fill, Sink};
 use common::files::tensors::Dtype;
 use common::files::{FileEntry, FileError, Frozen, Layout, Snapshot, WeightsFormat};
-use common::job::{BaseDtype, JobSpec, Method, TargetModules};
+use common::job::{BaseDtype, JobSpec, Method, TargetModules, is_of_parameter};
 use common::model::{EMBEDDING, ModelConfig, base_tensors, frozen_tensors};
 use common::wire::CHUNK_BYTES;
 use proto::v1;
@@ -337,7 +337,7 @@ fn config_of(model_dir: &Path, job: &JobSpec, layout: &Layout) -> Result<Value, 
 fn adapted_modules(layout: &Layout, name_of: impl Fn(&str) -> &str) -> Vec<String> {
     let names = layout.tensors.iter().filter_map(|tensor| {
         let (path, _) = parse_tensor_name(&tensor.name)?;
-        Some(name_of(path).to_owned())
+        (!is_of_parameter(path)).then(|| name_of(path).to_owned())
     });
     names.collect()
 }

@@ -11,7 +11,7 @@ use crate::golden::{
 };
 use crate::support::{Case, Training, job};
 
-const CASES: [&str; 21] = [
+const CASES: [&str; 27] = [
     "tokens-tied",
     "tokens-untied",
     "tokens-gemma3",
@@ -33,6 +33,12 @@ const CASES: [&str; 21] = [
     "lora-embedding-tied",
     "lora-embedding-gemma3",
     "dora-lm-head",
+    "qwen3-moe-all-linear",
+    "experts-alone",
+    "experts-mixtral",
+    "experts-down",
+    "experts-gate-up",
+    "experts-gpt-oss",
 ];
 
 #[test]

@@ -60,6 +60,7 @@ LINEAR_ATTENTION = dict(
 )
 QUARTER_ROPE = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+EXPERT_PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 CASES = {
     "llama": (
         transformers.LlamaConfig(**COMMON, tie_word_embeddings=False, rope_parameters=LLAMA3_ROPE),
@@ -438,6 +439,63 @@ ADAPTER_CASES = {
         transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
         dict(target_modules=["lm_head", "q_proj"], use_dora=True),
     ),
+    # No linear layer has an adapter.
+    "experts-alone": (
+        transformers.Qwen3MoeConfig(**COMMON, **EXPERTS, head_dim=12, norm_topk_prob=True, tie_word_embeddings=False),
+        dict(target_modules=[], target_parameters=EXPERT_PARAMETERS),
+    ),
+    "experts-mixtral": (
+        transformers.MixtralConfig(
+            **COMMON | dict(intermediate_size=16),
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            tie_word_embeddings=False,
+        ),
+        dict(
+            target_modules=ATTENTION,
+            target_parameters=EXPERT_PARAMETERS,
+            rank_pattern={"experts.down_proj": 3},
+            alpha_pattern={"1.mlp.experts.gate_up_proj": 5},
+            use_rslora=True,
+        ),
+    ),
+    # One of the two has one, and the middle layer has no experts.
+    "experts-down": (
+        transformers.Qwen2MoeConfig(
+            **COMMON | dict(num_hidden_layers=3),
+            **EXPERTS,
+            shared_expert_intermediate_size=24,
+            mlp_only_layers=[1],
+            norm_topk_prob=False,
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules="all-linear", target_parameters=["experts.down_proj"]),
+    ),
+    "experts-gate-up": (
+        transformers.OlmoeConfig(
+            **COMMON | dict(intermediate_size=16),
+            num_experts=4,
+            num_experts_per_tok=2,
+            norm_topk_prob=False,
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules=["q_proj"], target_parameters=["layers.1.mlp.experts.gate_up_proj"]),
+    ),
+    # Here experts are stored the other way, and have biases; the router has an adapter, too.
+    "experts-gpt-oss": (
+        transformers.GptOssConfig(
+            **COMMON | dict(intermediate_size=16),
+            head_dim=12,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            swiglu_limit=0.8,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters=YARN_ROPE | dict(truncate=False),
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules=ATTENTION, target_parameters=[*EXPERT_PARAMETERS, "router.weight"]),
+    ),
 }
 # With these a model goes on in several tokens: where head and embedding are one, most models repeat one token for ever.
 SEEDS = {
@@ -462,6 +520,11 @@ SEEDS = {
     "qwen3-next": 32,
     "qwen3-moe-all-linear": 29,
     "qwen2-moe-all-linear": 25,
+    "experts-alone": 48,
+    "experts-mixtral": 69,
+    "experts-down": 56,
+    "experts-gate-up": 62,
+    "experts-gpt-oss": 68,
 }
 
 

@@ -214,7 +214,7 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
     check_adapter(&python, ["shared_expert_gate", "down_proj"], qwen2);
     let qwen3 = of_experts("Qwen3MoeForCausalLM", "qwen3_moe");
     check_adapter(&python, ["q_proj", "o_proj"], qwen3);
-    check_adapter(&python, ["q_proj", "o_proj"], |config| {
+    let gpt_oss = |config: &mut Value| {
         of("GptOssForCausalLM", "gpt_oss")(config);
         config["attention_bias"] = true.into();
         config["num_local_experts"] = 4.into();
@@ -226,7 +226,20 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
             "rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0, "beta_slow": 1.0, "truncate": false,
             "original_max_position_embeddings": 64
         });
+    };
+    check_adapter(&python, ["q_proj", "o_proj"], gpt_oss);
+    let experts = |lora: &mut LoraSpec| {
+        let names = ["experts.down_proj", "experts.gate_up_proj"];
+        lora.shape.parameters = names.map(str::to_owned).to_vec();
+    };
+    let qwen3 = of_experts("Qwen3MoeForCausalLM", "qwen3_moe");
+    check_kind(&python, ["q_proj", "o_proj"], experts, qwen3);
+    let mixtral = of_experts("MixtralForCausalLM", "mixtral");
+    check_kind(&python, ["q_proj", "o_proj"], experts, |config| {
+        mixtral(config);
+        config["num_local_experts"] = 4.into();
     });
+    check_kind(&python, ["q_proj", "o_proj"], experts, gpt_oss);
     let linear = |config: &mut Value| {
         config["layer_types"] = Value::Null;
         config["full_attention_interval"] = 2.into();

@@ -29,10 +29,10 @@ def check_adapter(model, adapter):
         model.save_pretrained(again)
         ours = json.loads((adapter / "adapter_config.json").read_text())
         theirs = json.loads((Path(again) / "adapter_config.json").read_text())
-    # PEFT holds them as a set, writes its own version, and of some mixtures of experts an empty list of parameters.
+    # PEFT holds them as sets, writes its own version, and of some mixtures of experts an empty list of parameters.
     for config in (ours, theirs):
         config["target_modules"] = sorted(config["target_modules"])
-        config["target_parameters"] = config["target_parameters"] or None
+        config["target_parameters"] = sorted(config["target_parameters"] or []) or None
         config.pop("peft_version")
     assert list(ours) == list(theirs), f"fields differ: {sorted(ours.keys() ^ theirs.keys())}"
     for field in ours:

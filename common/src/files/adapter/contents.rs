@@ -41,6 +41,17 @@ pub fn check_adapter(
             return refuse(format!("its {field} is {found}, the job's is {wanted}"));
         }
     }
+    let (found, wanted) = (&config.shape.parameters, &lora.shape.parameters);
+    if found != wanted {
+        let told = |names: &[String]| match names {
+            [] => "none".to_owned(),
+            names => names.join(", "),
+        };
+        let (found, wanted) = (told(found), told(wanted));
+        return refuse(format!(
+            "its target_parameters are {found}, the job's {wanted}"
+        ));
+    }
     for name in [ADAPTER_CONFIG, ADAPTER_WEIGHTS] {
         check_link(dir, name)?;
     }

@@ -47,6 +47,13 @@ pub(super) const FIELDS: &[Field] = &[
         "Which linear layers get an adapter; all-linear leaves the output layer out. embed_tokens and lm_head may be named too, on processors: an output layer that is the embedding gets an adapter of its own, or none, as in PEFT.",
     ),
     field(
+        "lora_target_parameters",
+        &["target_parameters", "peft_target_parameters"],
+        "list of parameter names",
+        "none",
+        "Parameters of a mixture's experts and router that get an adapter, by the ends of their paths, as Transformers 5 has them whatever the model's files do: mlp.experts.gate_up_proj and mlp.experts.down_proj, in each of which all experts of a layer are, and mlp.gate.weight. Every expert has factors of its own. Without lora_target_modules nothing else has an adapter. On processors; more of it stands above.",
+    ),
+    field(
         "lora_target_linear",
         &[],
         "true | false",

@@ -1,7 +1,7 @@
-//! Resolves which of the named linears have no adapter after all, and whose rank or alpha is another.
+//! Resolves which of the named linears have no adapter after all, what has one beside them, and whose rank or alpha is another.
 
 use crate::job::TargetModules;
-use crate::job::adapter_shape::{AdapterShape, MAX_PATTERNS};
+use crate::job::adapter_shape::{AdapterShape, MAX_PATTERNS, sorted};
 use crate::job::limits::MAX_RANK;
 use crate::job::merge::Given;
 use crate::job::number::parse_number;
@@ -21,12 +21,35 @@ pub(super) fn adapter_shape(reader: &mut Reader<'_>) -> AdapterShape {
     AdapterShape {
         excluded: excluded.filter(|modules| *modules != TargetModules::Named(Vec::new())),
         layers: layers(reader),
+        parameters: parameters(reader).unwrap_or_default(),
         ranks: ranks
             .into_iter()
             .map(|(pattern, rank)| (pattern, rank as usize))
             .collect(),
         alphas,
     }
+}
+
+/// Names of parameters, sorted. PEFT takes no patterns for these.
+fn parameters(reader: &mut Reader<'_>) -> Option<Vec<String>> {
+    let names = reader.texts("lora_target_parameters", Some(','))?;
+    let given = reader.given("lora_target_parameters")?;
+    if given.is_switched_off() || given.node.is_text("none") {
+        return None;
+    }
+    let is_name = |name: &String| {
+        let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.');
+        !name.is_empty() && name.bytes().all(is_part)
+    };
+    if let Some(name) = names.iter().find(|name| !is_name(name)) {
+        let message = format!(
+            "holds `{}`, which is no name of a parameter (PEFT takes no patterns here)",
+            shorten(name)
+        );
+        reader.problem(given, message);
+        return None;
+    }
+    Some(sorted(names))
 }
 
 /// Numbers of layers, one or a list.

@@ -82,6 +82,7 @@ pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bo
         "alpha_pattern",
         "exclude_modules",
         "layers_to_transform",
+        "lora_target_parameters",
     ] {
         if let Some(given) = reader.given(name)
             && given.layer >= method_layer
@@ -203,6 +204,10 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
     let tokens = trained_tokens(reader);
     let shape = adapter_shape(reader);
     let init = adapter_init(reader);
+    let shape = match &start {
+        Some(start) => shape.or(&start.shape),
+        None => shape,
+    };
     let spec = LoraSpec {
         r: r.unwrap_or(usual_r),
         alpha: reader
@@ -217,7 +222,11 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
             .unwrap_or(0.0),
         target_modules: target_modules
             .or(start.as_ref().map(|s| s.target_modules.clone()))
-            .unwrap_or(TargetModules::AllLinear),
+            .unwrap_or(match shape.parameters.is_empty() {
+                true => TargetModules::AllLinear,
+                // Who names parameters alone wants no others.
+                false => TargetModules::Named(Vec::new()),
+            }),
         use_rslora: reader
             .switch("use_rslora")
             .or(start.as_ref().map(|s| s.use_rslora))
@@ -237,10 +246,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
             Some(_) => AdapterInit::default(),
             None => init,
         },
-        shape: Box::new(match &start {
-            Some(start) => shape.or(&start.shape),
-            None => shape,
-        }),
+        shape: Box::new(shape),
         tokens: match tokens.is_none() {
             true => start.as_ref().map(|s| s.tokens.clone()).unwrap_or_default(),
             false => tokens,
@@ -248,6 +254,9 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
         model_dir,
         model_source,
     };
+    if is_lora {
+        check_parameters(reader, &spec);
+    }
     if let Some(start) = start {
         agrees_with(reader, &spec, &start);
         return spec;
@@ -257,6 +266,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
     if is_lora
         && reader.switch("lora_target_linear") == Some(false)
         && reader.given("lora_target_modules").is_none()
+        && !has_parameters(reader)
         && let Some(given) = reader.given("lora_target_linear")
     {
         let message = "is false, so `lora_target_modules` has to name the layers";
@@ -282,6 +292,28 @@ fn lora_bias(reader: &mut Reader<'_>) -> Option<bool> {
         (&["false", "none", "no", "off", "0"], false),
     ];
     reader.choice("lora_bias", choices)
+}
+
+/// Refuses beside parameters of experts what PEFT does on none.
+fn check_parameters(reader: &mut Reader<'_>, spec: &LoraSpec) {
+    let Some(field) = spec.conflict_of_parameters() else {
+        return;
+    };
+    const PARAMETERS: &str = "lora_target_parameters";
+    let others = match field {
+        "init_lora_weights" => ["init_lora_weights", "pissa_init"],
+        field => [field; 2],
+    };
+    let other = others.into_iter().find_map(|name| reader.given(name));
+    let (given, absent) = match (other, reader.given(PARAMETERS)) {
+        (Some(given), _) => (given, PARAMETERS),
+        (None, Some(given)) => (given, field),
+        (None, None) => return,
+    };
+    reader.problem(
+        given,
+        format!("goes with no `{absent}` in PEFT; remove one"),
+    );
 }
 
 /// Refuses biases where PEFT does.
@@ -359,6 +391,10 @@ fn agrees_with(reader: &mut Reader<'_>, spec: &LoraSpec, start: &StartingAdapter
         ("lora_bias", spec.lora_bias != start.lora_bias),
         ("exclude_modules", shape.excluded != others.excluded),
         ("layers_to_transform", shape.layers != others.layers),
+        (
+            "lora_target_parameters",
+            shape.parameters != others.parameters,
+        ),
         ("rank_pattern", shape.ranks != others.ranks),
         ("trainable_token_indices", spec.tokens != start.tokens),
         ("lora_modules_to_save", spec.tokens != start.tokens),
@@ -407,7 +443,9 @@ fn named_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
     match modules(reader, "lora_target_modules")? {
         TargetModules::Named(names) if names.is_empty() => {
             let given = reader.given("lora_target_modules")?;
-            reader.problem(given, "is empty; leave it out for all-linear".to_owned());
+            if !has_parameters(reader) {
+                reader.problem(given, "is empty; leave it out for all-linear".to_owned());
+            }
             None
         }
         TargetModules::Named(names)
@@ -418,6 +456,15 @@ fn named_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
         }
         modules => Some(modules),
     }
+}
+
+/// Whether parameters are named, so that there may be no linears with an adapter.
+fn has_parameters(reader: &Reader<'_>) -> bool {
+    let given = reader.given("lora_target_parameters");
+    given.is_some_and(|given| {
+        let is_empty = matches!(&given.node.value, Value::Sequence(items) if items.is_empty());
+        !is_empty && !given.is_switched_off()
+    })
 }
 
 /// Names of modules, sorted, or a pattern for their whole paths.

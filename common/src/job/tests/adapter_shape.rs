@@ -30,6 +30,68 @@ fn linears_are_left_out_by_name_by_pattern_and_by_layer() {
 }
 
 #[test]
+fn parameters_of_experts_stand_beside_linears_or_alone() {
+    let named = |text: &str| {
+        let found = lora(text);
+        (found.target_modules, found.shape.parameters)
+    };
+    let both = vec![
+        "experts.down_proj".to_owned(),
+        "experts.gate_up_proj".to_owned(),
+    ];
+    let none = TargetModules::Named(Vec::new());
+    let alone = "lora_target_parameters: [experts.gate_up_proj, experts.down_proj]\n";
+    assert_eq!(named(alone), (none.clone(), both.clone()));
+    let empty = format!("target_modules: []\n{alone}");
+    assert_eq!(named(&empty), (none.clone(), both.clone()));
+    let all = format!("lora_target_linear: true\n{alone}");
+    assert_eq!(named(&all), (TargetModules::AllLinear, both));
+    let beside = "lora_target_modules: [q_proj]\npeft_target_parameters: down_proj\n";
+    let q = TargetModules::Named(vec!["q_proj".to_owned()]);
+    assert_eq!(named(beside), (q, vec!["down_proj".to_owned()]));
+    for off in ["lora_target_parameters: none\n", "target_parameters: []\n"] {
+        assert_eq!(named(off), (TargetModules::AllLinear, Vec::new()));
+    }
+}
+
+#[test]
+fn what_peft_does_on_no_parameter_is_refused_beside_some() {
+    for (text, expected) in [
+        (
+            "lora_dropout: 0.1\n",
+            "5: `lora_dropout` goes with no `lora_target_parameters` in PEFT; remove one",
+        ),
+        (
+            "use_dora: true\n",
+            "5: `use_dora` goes with no `lora_target_parameters` in PEFT; remove one",
+        ),
+        (
+            "lora_bias: true\n",
+            "5: `lora_bias` goes with no `lora_target_parameters` in PEFT; remove one",
+        ),
+        (
+            "init_lora_weights: orthogonal\n",
+            "5: `init_lora_weights` goes with no `lora_target_parameters` in PEFT; remove one",
+        ),
+        (
+            "pissa_init: true\n",
+            "5: `pissa_init` goes with no `lora_target_parameters` in PEFT; remove one",
+        ),
+    ] {
+        let text = format!("adapter: lora\nlora_target_parameters: [down_proj]\n{text}");
+        assert_eq!(problems_of(&text), [expected]);
+    }
+    let told = "adapter: lora\nlora_target_parameters: ['.*down_proj']\n";
+    assert_eq!(
+        problems_of(told),
+        [
+            "4: `lora_target_parameters` holds `.*down_proj`, which is no name of a parameter (PEFT takes no patterns here)"
+        ]
+    );
+    lora("lora_target_parameters: [down_proj]\ninit_lora_weights: gaussian\n");
+}
+
+#[test]
 fn patterns_keep_their_order_and_give_ranks_and_scales() {
     let found = lora(
         "lora_r: 8\nlora_alpha: 16\nrank_pattern: {q_proj: 2, 'layers.1.*': 4}\nalpha_pattern: {k_proj: 4}\n",

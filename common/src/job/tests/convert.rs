@@ -15,7 +15,7 @@ const AXOLOTL: &str = "base_model: m\noptimizer: adamw_torch_8bit\ntf32: true\nd
     num_epochs: 1\nlearning_rate: 2e-4\nmicro_batch_size: 2\nchat_template_kwargs: {enable_thinking: false}\ncluster: {min_workers: 2}\n";
 
 /// Jobs of every dialect that give every field of the table a value of its own, most of them under other names than Muster's.
-const JOBS: [&str; 21] = [
+const JOBS: [&str; 22] = [
     AXOLOTL,
     // Axolotl, with datasets of every kind.
     "base_model: m\nrevision_of_model: v1\nreinit_weights: true\ninit_weights: random\nbf16: full\nspecial_tokens: {bos_token: '<s>', pad_token: '<|x|>'}\n\
@@ -72,6 +72,7 @@ const JOBS: [&str; 21] = [
     // Adapters that are not alike.
     "base_model: m\ndatasets: a\nadapter: lora\nrank_pattern: {'layers\\.0\\..*v_proj': 4, q_proj: 2}\nalpha_pattern: {q_proj: 8.5}\n\
      exclude_modules: [down_proj]\nlayers_to_transform: [0, 2]\npeft_use_dora: true\npeft_init_lora_weights: gaussian\nbias: lora_only\nlora_bias: none\n",
+    "base_model: m\ndatasets: a\nadapter: lora\nlora_target_parameters: [experts.gate_up_proj, experts.down_proj]\n",
     // Some of the weights.
     "base_model: m\ndatasets: a\nunfrozen_parameters:\n- ^lm_head.weight$\n- 'model.layers.2[0-9]+.mlp'\n",
     // A loss of the router.

@@ -67,6 +67,7 @@ fn the_digest_follows_what_decides_the_result() {
         "bias: all\n",
         "lora_bias: true\n",
         "unfrozen_parameters: [norm]\n",
+        "lora_target_parameters: [down_proj]\n",
         "output_router_logits: true\n",
         "router_aux_loss_coef: 0.1\n",
     ] {

@@ -392,13 +392,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "every token attends to all before it; remove it"),
     },
     Group {
-        keys: &["lora_target_parameters", "target_parameters"],
-        rule: Only(
-            OFF,
-            "the experts' parameters get no adapter; name linear layers under lora_target_modules",
-        ),
-    },
-    Group {
         keys: &["layer_replication", "peft_layer_replication"],
         rule: Only(OFF, NO_PER_LAYER),
     },

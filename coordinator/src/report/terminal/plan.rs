@@ -261,6 +261,12 @@ fn method(job: &JobSpec) -> String {
         TargetModules::Named(names) => names.join(", "),
         TargetModules::Matching(pattern) => format!("those that {pattern} matches"),
     };
+    let narrowed = narrowed(&lora.shape);
+    let modules = match (modules.is_empty(), &lora.shape.parameters[..]) {
+        (_, []) => format!("{modules}{narrowed}"),
+        (true, parameters) => format!("{}{narrowed}", parameters.join(", ")),
+        (false, parameters) => format!("{modules}{narrowed} and on {}", parameters.join(", ")),
+    };
     let rank_stabilised = if lora.use_rslora {
         ", rank-stabilised"
     } else {
@@ -286,12 +292,11 @@ fn method(job: &JobSpec) -> String {
         (None, None) => String::new(),
     };
     format!(
-        "{}, rank {}, alpha {}{rank_stabilised}{of_b}{}{dropout} on {modules}{}{biases}{start}{}",
+        "{}, rank {}, alpha {}{rank_stabilised}{of_b}{}{dropout} on {modules}{biases}{start}{}",
         adapter_kind(lora),
         lora.r,
         lora.alpha,
         adapter_start(lora),
-        narrowed(&lora.shape),
         beside(&lora.tokens)
     )
 }

@@ -15,7 +15,8 @@ const STREAM_ADAPTER: u64 = 0x6c6f_7261;
 const ORTHOGONAL_DIVISOR: f64 = 10.0;
 
 /// Starting values of all adapters, in layout order, drawn as PEFT draws them; what is no factor starts with zeros. Magnitudes,
-/// biases of the base and rows of tokens follow weights that are not read yet.
+/// biases of the base and rows of tokens follow weights that are not read yet. `experts` says how many experts the factors of a module
+/// are of, one where it is no parameter of experts.
 ///
 /// # Errors
 /// Where the machine has not the memory.
@@ -23,6 +24,7 @@ pub fn initial_values(
     layout: &Layout,
     seed: u64,
     init: AdapterInit,
+    experts: &(dyn Fn(&str) -> usize + Sync),
 ) -> Result<Vec<f32>, EngineError> {
     let scalars = layout.scalars;
     let mut flat = memory::try_zeros(scalars).map_err(|_| EngineError::Memory { scalars })?;
@@ -34,7 +36,13 @@ pub fn initial_values(
     }
     parts.into_par_iter().for_each(|(tensor, values)| {
         if let Some((module, factor)) = parse_tensor_name(&tensor.name) {
-            start(tensor, (module, factor), values, seed, init);
+            start(
+                tensor,
+                (module, factor, experts(module)),
+                values,
+                seed,
+                init,
+            );
         }
     });
     Ok(flat)
@@ -48,7 +56,7 @@ pub fn start_stream(seed: u64, name: &str) -> CounterRng {
 /// Draws the values of a tensor, which are zeros before.
 fn start(
     tensor: &TensorLayout,
-    (module, factor): (&str, Factor),
+    (module, factor, experts): (&str, Factor, usize),
     values: &mut [f32],
     seed: u64,
     init: AdapterInit,
@@ -63,7 +71,7 @@ fn start(
             }
         }
         (AdapterInit::Gaussian, Factor::A) => {
-            let deviation = 1.0 / tensor.shape[0] as f64;
+            let deviation = experts as f64 / tensor.shape[0] as f64;
             for value in values {
                 *value = (rng.normal() * deviation) as f32;
             }
@@ -152,13 +160,17 @@ mod tests {
     const INPUTS: usize = 600;
     const OUTPUTS: usize = 40;
 
-    fn values(init: AdapterInit) -> [Vec<f32>; 2] {
+    fn values(init: AdapterInit, experts: usize) -> [Vec<f32>; 2] {
         let name = |factor: &str| format!("base_model.model.q_proj.lora_{factor}.weight");
         let layout = Layout::new([
             (name("A"), vec![RANK, INPUTS]),
             (name("B"), vec![OUTPUTS, RANK]),
         ]);
-        let drawn = |threads| in_pool(threads, || initial_values(&layout, 7, init).unwrap());
+        let drawn = |threads| {
+            in_pool(threads, || {
+                initial_values(&layout, 7, init, &|_: &str| experts).unwrap()
+            })
+        };
         let flat = drawn(1);
         assert_eq!(flat, drawn(3));
         let (a, b) = flat.split_at(RANK * INPUTS);
@@ -172,19 +184,22 @@ mod tests {
 
     #[test]
     fn b_starts_with_zeros_and_a_with_what_is_asked_for() {
-        let [uniform, zeros] = values(AdapterInit::Kaiming);
+        let [uniform, zeros] = values(AdapterInit::Kaiming, 1);
         let bound = 1.0 / (INPUTS as f32).sqrt();
         assert!(uniform.iter().all(|x| x.abs() <= bound));
         assert!((deviation(&uniform) * 3f64.sqrt() / f64::from(bound) - 1.0).abs() < 0.05);
         assert!(zeros.iter().all(|x| *x == 0.0));
-        let [normal, zeros] = values(AdapterInit::Gaussian);
-        assert!((deviation(&normal) * RANK as f64 - 1.0).abs() < 0.05);
-        assert!(zeros.iter().all(|x| *x == 0.0));
+        for experts in [1, 4] {
+            let [normal, zeros] = values(AdapterInit::Gaussian, experts);
+            let rank = (RANK / experts) as f64;
+            assert!((deviation(&normal) * rank - 1.0).abs() < 0.05);
+            assert!(zeros.iter().all(|x| *x == 0.0));
+        }
     }
 
     #[test]
     fn orthogonal_factors_are_full_of_numbers_and_their_product_is_zero() {
-        let [a, b] = values(AdapterInit::Orthogonal);
+        let [a, b] = values(AdapterInit::Orthogonal, 1);
         // Each is a mixture of half as many rows of length one.
         let expected = (0.5f64).sqrt() / ORTHOGONAL_DIVISOR;
         for values in [&a, &b] {

@@ -23,7 +23,9 @@ use common::model::{
 use common::nf4::{Nf4, NotQuantised};
 use half::bf16;
 
+use super::adapter_tensor::read_tensor;
 use super::error::InferenceError;
+use super::merged_experts::StackedAdapters;
 use crate::engine::buffer::Pool;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::dora::row_norms;
@@ -172,19 +174,6 @@ pub(super) fn merged_weights(
     Ok(weights)
 }
 
-fn read_tensor(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Tensor, InferenceError> {
-    file.expect(name, shape)?;
-    let mut scalars = vec![0.0f32; shape.iter().product()];
-    file.read_f32(name, shape, &mut scalars)?;
-    if !scalars.iter().all(|scalar| scalar.is_finite()) {
-        return Err(InferenceError::BrokenAdapter {
-            path: file.path().to_owned(),
-            name: name.to_owned(),
-        });
-    }
-    Ok(Tensor::from_vec(scalars, shape, &Device::Cpu)?)
-}
-
 fn merge_adapter(
     weights: &mut HashMap<String, Tensor>,
     config: &ModelConfig,
@@ -199,6 +188,7 @@ fn merge_adapter(
             || is_kept_beside_factors(name, |name| file.get(name).is_some())
     };
     let sizes = adapter.sizes();
+    let stacked = StackedAdapters::of(config, &adapter.shape.parameters);
     for name in file.names() {
         let unknown = |module: &str| InferenceError::UnknownModule {
             path: file.path().to_owned(),
@@ -208,6 +198,9 @@ fn merge_adapter(
             continue;
         }
         let (module, factor) = parse_tensor_name(name).ok_or_else(|| unknown(name))?;
+        if stacked.has(module, factor) {
+            continue;
+        }
         let is_expected = match factor {
             Factor::A | Factor::B | Factor::EmbeddingA | Factor::EmbeddingB => true,
             Factor::Magnitude => adapter.use_dora,
@@ -242,6 +235,7 @@ fn merge_adapter(
             }
         }
     }
+    stacked.merge(weights, (file, &sizes))?;
     let both = [
         (EMBEDDING, &adapter.tokens.embedding),
         (HEAD, &adapter.tokens.head),

@@ -181,13 +181,20 @@ impl Parts<'_> {
                 activation: self.config.activation,
             }),
         };
-        let expert = |index: usize| match &experts.fused {
-            None => self.expert(prefix, experts, index),
-            Some(_) => self.fused_expert(prefix, experts, index),
+        let [of_gate_up, of_down, of_router] = match &self.lora {
+            Some(lora) => lora.on_experts(prefix, experts, self.parameters),
+            None => Default::default(),
+        };
+        let expert = |index: usize| {
+            let adapters = [&of_gate_up, &of_down].map(|all| all.get(index).cloned());
+            match &experts.fused {
+                None => self.expert(prefix, (experts, index), adapters),
+                Some(_) => self.fused_expert(prefix, (experts, index), adapters),
+            }
         };
         Ok(Experts {
             norm,
-            router: self.router(prefix, experts)?,
+            router: self.router(prefix, experts, of_router.into_iter().next())?,
             routing: Routing {
                 experts: sizes.count,
                 per_token: sizes.per_token,
@@ -206,7 +213,12 @@ impl Parts<'_> {
     }
 
     /// The router of a layer, which is never quantised.
-    fn router(&self, prefix: &str, experts: &model::Experts) -> Result<Projection, EngineError> {
+    fn router(
+        &self,
+        prefix: &str,
+        experts: &model::Experts,
+        lora: Option<Lora>,
+    ) -> Result<Projection, EngineError> {
         let (path, count) = (experts.router(), experts.sizes.count);
         let bias = match experts.fused {
             None => None,
@@ -216,7 +228,7 @@ impl Parts<'_> {
         Ok(Projection(vec![Linear {
             weight: self.matrix(&format!("{prefix}{path}.weight"), &shape, None)?,
             bias,
-            lora: None,
+            lora,
         }]))
     }
 
@@ -229,24 +241,24 @@ impl Parts<'_> {
     fn expert(
         &self,
         prefix: &str,
-        experts: &model::Experts,
-        index: usize,
+        (experts, index): (&model::Experts, usize),
+        [of_gate_up, of_down]: [Option<Lora>; 2],
     ) -> Result<Expert, EngineError> {
-        let linear = |path: &str, shape: [usize; 2]| -> Result<Linear, EngineError> {
+        let linear = |path: &str, shape: [usize; 2], lora| -> Result<Linear, EngineError> {
             let name = format!("{prefix}{path}.weight");
             Ok(Linear {
                 weight: self.matrix(&name, &shape, self.quantization_of_experts())?,
                 bias: None,
-                lora: None,
+                lora,
             })
         };
         let (width, hidden) = (experts.sizes.width, self.config.hidden_size);
         let [gate, up, down] = experts.matrices(index);
         let gate_up = vec![
-            linear(&gate, [width, hidden])?,
-            linear(&up, [width, hidden])?,
+            linear(&gate, [width, hidden], of_gate_up)?,
+            linear(&up, [width, hidden], None)?,
         ];
-        let down = vec![linear(&down, [hidden, width])?];
+        let down = vec![linear(&down, [hidden, width], of_down)?];
         Ok(Expert {
             gate_up: ExpertLinear::Apart(Projection(gate_up)),
             down: ExpertLinear::Apart(Projection(down)),
@@ -257,23 +269,24 @@ impl Parts<'_> {
     fn fused_expert(
         &self,
         prefix: &str,
-        experts: &model::Experts,
-        index: usize,
+        (experts, index): (&model::Experts, usize),
+        [of_gate_up, of_down]: [Option<Lora>; 2],
     ) -> Result<Expert, EngineError> {
-        let linear = |name: String, input: usize, out: usize| -> Result<_, EngineError> {
+        let linear = |name: String, [input, out]: [usize; 2], lora| -> Result<_, EngineError> {
             let (name, count) = (format!("{prefix}{name}"), experts.sizes.count);
             let bias = format!("{name}{FUSED_BIAS}");
             let part = |name, shape| TensorPart { name, shape, index };
             Ok(ExpertLinear::Fused(TransposedLinear {
                 weight: self.part(part(&name, &[count, input, out]))?,
                 bias: self.part(part(&bias, &[count, out]))?,
+                lora,
             }))
         };
         let (width, hidden) = (experts.sizes.width, self.config.hidden_size);
         let [gate_up, down] = experts.fused_tensors();
         Ok(Expert {
-            gate_up: linear(gate_up, hidden, 2 * width)?,
-            down: linear(down, width, hidden)?,
+            gate_up: linear(gate_up, [hidden, 2 * width], of_gate_up)?,
+            down: linear(down, [width, hidden], of_down)?,
         })
     }
 

@@ -6,6 +6,8 @@
 //! as autocast does, while the trained values stay float32. Adapters of the same input lie side by side: their As one
 //! above the other, their us one beside the other, each padded with zeros to an even rank.
 
+use std::ops::Range;
+
 use common::rng::CounterRng;
 use rayon::prelude::*;
 
@@ -20,7 +22,7 @@ use crate::engine::params::Weight;
 /// Stream of the counter-based generator from which dropout masks are drawn.
 const STREAM_DROPOUT: u64 = 0x6472_6f70;
 
-/// The trainable update of one linear layer: `A` is `[rank, in]`, `B` is `[out, rank]`.
+/// The trainable update of one linear layer, or of several side by side: `A` is `[rank, in]`, `B` is `[out, rank]`.
 #[derive(Clone, Debug)]
 pub struct Lora {
     pub a: Weight,
@@ -68,7 +70,7 @@ impl MaskKey {
 /// An adapter, and where its parts lie among those of the same input.
 pub(super) struct Placed<'a> {
     pub lora: &'a Lora,
-    /// First column of the layer's output among those of all layers.
+    /// First column of the output of its layers among those of all layers.
     pub column: usize,
     /// First column of this adapter's low-rank activations `u = drop(x) Aᵀ` among those of all adapters.
     pub first: usize,
@@ -82,6 +84,11 @@ impl Placed<'_> {
 
     fn out(&self) -> usize {
         self.lora.b.matrix_dims().0
+    }
+
+    /// Whether it adds to these columns.
+    fn has(&self, columns: &Range<usize>) -> bool {
+        self.column <= columns.start && columns.end <= self.column + self.out()
     }
 }
 
@@ -171,14 +178,20 @@ impl<'a, E: Element> Adapters<'a, E> {
         u
     }
 
-    /// The term that the adapter of the layer at `column` adds to the layer's output, or None where it has none.
-    pub fn expand<'b>(&'b self, u: &'b [E], tokens: usize, column: usize) -> Option<Term<'b, E>> {
-        let index = self.placed.iter().position(|p| p.column == column)?;
+    /// The term that an adapter adds to these columns of the output, those of a layer, or None where they have none.
+    pub fn expand<'b>(
+        &'b self,
+        u: &'b [E],
+        tokens: usize,
+        columns: Range<usize>,
+    ) -> Option<Term<'b, E>> {
+        let index = self.placed.iter().position(|p| p.has(&columns))?;
         let placed = &self.placed[index];
         let u = View::new(u, tokens, self.rank);
+        let first = (columns.start - placed.column) * placed.rank();
         Some(Term {
             a: u.part(placed.first, placed.rank()),
-            w: self.b_of(index).into(),
+            w: View::new(&self.b[index][first..], columns.len(), placed.rank()).into(),
             along: Along::Columns,
         })
     }
@@ -392,6 +405,12 @@ fn scaled_b<E: Element>(placed: &Placed, pool: &Pool) -> Buffer<E> {
 }
 
 impl Lora {
+    /// Hands over gradients of zero, where the layer computed nothing.
+    pub fn hand_over_zeros(&self) {
+        self.a.add_gradient_rows(&[], &[]);
+        self.b.add_gradient_rows(&[], &[]);
+    }
+
     /// Drops inputs and scales the kept ones up. The mask is drawn afresh each time, tile of rows by tile of rows.
     fn apply_mask<E: Element>(&self, x: &mut [E], width: usize, key: MaskKey) {
         let keep_scale = (1.0 / (1.0 - self.dropout)) as f32;

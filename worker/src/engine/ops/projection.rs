@@ -26,6 +26,7 @@ use crate::engine::params::{Reading, Weight};
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Weight>,
+    /// An adapter of this layer; or, without magnitudes, of it and of those behind it, as many as it has outputs for.
     pub lora: Option<Lora>,
 }
 
@@ -150,7 +151,8 @@ impl Projection {
                     along: Along::Columns,
                 };
                 let update = adapters.as_ref().zip(low_rank.as_ref());
-                let update = update.and_then(|(a, u)| a.expand(u, context.tokens, column));
+                let update =
+                    update.and_then(|(a, u)| a.expand(u, context.tokens, column..column + out));
                 Part {
                     first: column,
                     start: match (residual, bias) {

@@ -9,7 +9,8 @@ use common::files::layout::Layout;
 use common::files::moments::{EightBits, Moment};
 use common::job::{BaseDtype, JobSpec, Method, MomentDtype, TrainedRows, TrainedTokens};
 use common::model::{
-    EMBEDDING, HEAD, ModelConfig, adapted_modules, tensors_beside, token_tensor, unfrozen_tensors,
+    AdaptedModule, EMBEDDING, HEAD, ModelConfig, adapted_modules, tensors_beside, token_tensor,
+    unfrozen_tensors,
 };
 use half::bf16;
 
@@ -54,7 +55,11 @@ impl InitialWeights {
                 let values = match adapter_dir {
                     Some(dir) => values_from(&dir, (&modules, &beside), lora, config.tied)?,
                     None => {
-                        let mut values = initial_values(&layout, job.seed, lora.init)?;
+                        let experts = |module: &str| {
+                            let found = modules.iter().find(|found| found.module() == module);
+                            found.map_or(1, AdaptedModule::experts)
+                        };
+                        let mut values = initial_values(&layout, job.seed, lora.init, &experts)?;
                         read_biases(source, &layout, &mut values)?;
                         for (name, rows) in of_tokens(&lora.tokens) {
                             let Some(tensor) = layout.find(&token_tensor(name, rows)) else {

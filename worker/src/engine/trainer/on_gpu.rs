@@ -7,7 +7,7 @@ use common::files::layout::Layout;
 use common::files::{FlatWeights, Moment};
 use common::job::{BaseDtype, JobSpec, LoraSpec, Method, Optimizer as Kind, Reduction};
 use common::memory::on_gpu;
-use common::model::ModelConfig;
+use common::model::{ModelConfig, absent_parameters};
 use half::bf16;
 
 use super::checkpointing::is_checkpointing;
@@ -59,7 +59,7 @@ impl OnGpu {
             return Err(EngineError::GpuTokens);
         }
         if let Method::Lora(lora) = &job.method
-            && let Some(what) = adapter_not_on_gpus(lora)
+            && let Some(what) = adapter_not_on_gpus(lora, config)
         {
             return Err(EngineError::GpuAdapter { what });
         }
@@ -255,7 +255,7 @@ fn explain(error: GpuError, job: &JobSpec, checkpointing: bool) -> EngineError {
 }
 
 /// What of an adapter the kernels do not do, if anything.
-fn adapter_not_on_gpus(lora: &LoraSpec) -> Option<&'static str> {
+fn adapter_not_on_gpus(lora: &LoraSpec, config: &ModelConfig) -> Option<&'static str> {
     if lora.use_dora {
         return Some("DoRA (use_dora)");
     }
@@ -264,6 +264,10 @@ fn adapter_not_on_gpus(lora: &LoraSpec) -> Option<&'static str> {
     }
     if lora.adapts_tokens().contains(&true) {
         return Some("an adapter on the embedding or the output layer (lora_target_modules)");
+    }
+    let parameters = &lora.shape.parameters;
+    if absent_parameters(config, parameters).len() < parameters.len() {
+        return Some("an adapter on parameters of experts (lora_target_parameters)");
     }
     let is_from_base = lora.init.is_from_base();
     is_from_base.then_some("an adapter that begins with a part of the weights (init_lora_weights)")

@@ -81,6 +81,23 @@ fn the_plan_names_optimizer_rates_and_loss_where_they_are_not_the_usual_ones() {
 }
 
 #[test]
+fn the_plan_names_the_parameters_of_experts_beside_linears_or_alone() {
+    let method = |flags: &[(&str, &str)]| {
+        let parameters = ("lora_target_parameters", "[up.b, a]");
+        let text = plan_text(&job(&[&[("adapter", "lora"), parameters], flags].concat()));
+        let line = text.lines().find(|line| line.starts_with("method "));
+        line.unwrap().to_owned()
+    };
+    let named = |on: &str| format!("method         LoRA, rank 16, alpha 32 on {on}");
+    assert_eq!(method(&[]), named("a, up.b"));
+    let beside = [
+        ("lora_target_modules", "[q_proj]"),
+        ("layers_to_transform", "[1]"),
+    ];
+    assert_eq!(method(&beside), named("q_proj of layers 1 and on a, up.b"));
+}
+
+#[test]
 fn the_plan_names_everything_that_decides_the_run() {
     let text = plan_text(&job(&[
         ("adapter", "lora"),

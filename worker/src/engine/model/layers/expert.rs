@@ -4,12 +4,12 @@ use common::model::Activation;
 
 use crate::engine::ops::clamped_swiglu::ClampedSwiglu;
 use crate::engine::ops::element::Element;
-use crate::engine::ops::projection::{Context, Projection};
+use crate::engine::ops::projection::{Context, LowRank, Projection};
 use crate::engine::ops::swiglu;
 use crate::engine::ops::transposed_linear::TransposedLinear;
 use crate::engine::params::Weight;
 
-/// An expert, whose layers have no adapters.
+/// An expert.
 pub struct Expert {
     /// The gate and up projections, side by side or column by column as [`Gating`] has them.
     pub gate_up: ExpertLinear,
@@ -18,7 +18,7 @@ pub struct Expert {
 
 /// A layer of an expert.
 pub enum ExpertLinear {
-    /// Linears of their own, without biases.
+    /// Linears of their own, without biases. What adapts them adapts them together, as Transformers has them in one.
     Apart(Projection),
     /// A part of a tensor that has those of all experts, with a bias.
     Fused(TransposedLinear),
@@ -96,7 +96,7 @@ impl ExpertLinear {
     pub fn forward<E: Element>(&self, x: &[E], y: &mut [E], context: Context) {
         match self {
             Self::Apart(projection) => drop(projection.forward(x, y, context)),
-            Self::Fused(linear) => linear.forward(x, y, context.tokens),
+            Self::Fused(linear) => linear.forward(x, y, (context.tokens, context.pool)),
         }
     }
 
@@ -104,23 +104,39 @@ impl ExpertLinear {
     pub fn forward_wide<E: Element>(&self, x: &[E], y: &mut [f32], context: Context) {
         match self {
             Self::Apart(projection) => drop(projection.forward_wide(x, y, context)),
-            Self::Fused(linear) => linear.forward(x, y, context.tokens),
+            Self::Fused(linear) => linear.forward(x, y, (context.tokens, context.pool)),
         }
     }
 
-    /// Writes the gradient of the input.
-    pub fn backward_input<E: Element>(&self, dy: &[E], dx: &mut [f32], context: Context) {
+    /// Writes the gradient of the input, and returns that of the low-rank part for [`Self::backward_weights`].
+    pub fn backward_input<E: Element>(
+        &self,
+        dy: &[E],
+        dx: &mut [f32],
+        context: Context,
+    ) -> LowRank<E> {
         match self {
-            Self::Apart(projection) => drop(projection.backward_input(dy, dx, context)),
-            Self::Fused(linear) => linear.backward_input(dy, dx, context.tokens),
+            Self::Apart(projection) => projection.backward_input(dy, dx, context),
+            Self::Fused(linear) => linear.backward_input(dy, dx, (context.tokens, context.pool)),
         }
     }
 
-    /// Hands over the gradients of what is trainable.
-    pub fn backward_weights<E: Element>(&self, x: &[E], dy: &[E], context: Context) {
+    /// Hands over the gradients of what is trainable. `x` or `dy` is multiplied by each row's weight, and `d_low_rank` is as `dy`.
+    pub fn backward_weights<E: Element>(
+        &self,
+        x: &[E],
+        dy: &[E],
+        d_low_rank: &LowRank<E>,
+        context: Context,
+    ) {
         match self {
-            Self::Apart(projection) => projection.backward_weights(x, &None, dy, &None, context),
-            Self::Fused(linear) => linear.backward_weights(x, dy, context.tokens),
+            Self::Apart(projection) => {
+                let u = projection.low_rank(x, context);
+                projection.backward_weights(x, &u, dy, d_low_rank, context);
+            }
+            Self::Fused(linear) => {
+                linear.backward_weights(x, dy, d_low_rank, (context.tokens, context.pool));
+            }
         }
     }
 
@@ -129,6 +145,9 @@ impl ExpertLinear {
             Self::Apart(projection) => {
                 for linear in &projection.0 {
                     linear.weight.add_gradient_rows(&[], &[]);
+                    if let Some(lora) = &linear.lora {
+                        lora.hand_over_zeros();
+                    }
                 }
             }
             Self::Fused(linear) => linear.hand_over_zeros(),

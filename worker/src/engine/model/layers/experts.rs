@@ -9,7 +9,7 @@ use super::shared_expert::{SharedActivations, SharedExpert};
 use super::{Pass, norm_backward, norm_forward};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
-use crate::engine::ops::projection::{Context, Projection};
+use crate::engine::ops::projection::{Context, LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::router_loss::RouterLoss;
 use crate::engine::ops::routing::{Group, Routes, Routing};
@@ -148,7 +148,7 @@ impl Experts {
             }
             let gate_up = &activations.gate_up[self.of_rows(&group)];
             let d_weights = &mut d_weights[group.rows.clone()];
-            self.backward_to_read(
+            let low_rank = self.backward_to_read(
                 (expert, &group),
                 gate_up,
                 gradient,
@@ -159,7 +159,7 @@ impl Experts {
             let d_read = &scratch.d_read[..rows * self.hidden()];
             add_rows(&mut d_normed, group.tokens, d_read, self.hidden());
             if expert.learns() {
-                self.backward_weights((expert, &group), &normed, &mut scratch, pass);
+                self.backward_weights((expert, &group), &normed, (&mut scratch, low_rank), pass);
             }
         }
         drop(scratch);
@@ -175,7 +175,8 @@ impl Experts {
         norm_backward(&self.norm, x, &d_normed, gradient);
     }
 
-    /// Goes backward through an expert, to what it reads and to the weight of each of its rows.
+    /// Goes backward through an expert, to what it reads and to the weight of each of its rows. Returns the gradients of the low-rank
+    /// parts of gate and up, and of down, the latter without the weight.
     ///
     /// With `y = w · down(h)` the weight's gradient is `down(h) · dy`, which is `h · dh` where `dh` is that of `h` without the weight,
     /// and `bias · dy` besides where there is a bias.
@@ -186,7 +187,7 @@ impl Experts {
         gradient: &[f32],
         (scratch, d_weights): (&mut Scratch<E>, &mut [f32]),
         pass: Pass,
-    ) {
+    ) -> [LowRank<E>; 2] {
         let (width, hidden, rows) = (self.width(), self.hidden(), group.tokens.len());
         let context = context(group, pass);
         let dy = &mut scratch.dy[..rows * hidden];
@@ -194,7 +195,7 @@ impl Experts {
         let h = &mut scratch.h[..rows * width];
         let d_gate_up = &mut scratch.d_gate_up[..rows * 2 * width];
         gather_rounded(gradient, group.tokens, dy, hidden);
-        expert.down.backward_input(dy, dh, context);
+        let of_down = expert.down.backward_input(dy, dh, context);
         self.gating.forward(gate_up, h, width);
         dots(dh, h, d_weights, width);
         if let Some(bias) = expert.down.bias() {
@@ -203,7 +204,8 @@ impl Experts {
         scale(dh, group.weights, width);
         self.gating.backward(gate_up, dh, (d_gate_up, h), width);
         let d_read = &mut scratch.d_read[..rows * hidden];
-        expert.gate_up.backward_input(d_gate_up, d_read, context);
+        let of_gate_up = expert.gate_up.backward_input(d_gate_up, d_read, context);
+        [of_gate_up, of_down]
     }
 
     /// Hands over the gradients of an expert's weights, once [`Self::backward_to_read`] has filled the buffers.
@@ -211,23 +213,25 @@ impl Experts {
         &self,
         (expert, group): (&Expert, &Group),
         normed: &[E],
-        scratch: &mut Scratch<E>,
+        (scratch, [of_gate_up, of_down]): (&mut Scratch<E>, [LowRank<E>; 2]),
         pass: Pass,
     ) {
         let (width, hidden, rows) = (self.width(), self.hidden(), group.tokens.len());
         let context = context(group, pass);
         let h = &mut scratch.h[..rows * width];
         let dy = &mut scratch.dy[..rows * hidden];
-        match expert.down.bias() {
+        match expert.down.bias().filter(|bias| bias.is_trainable()) {
             None => scale(h, group.weights, width),
             // The bias has the weight, too.
             Some(_) => scale(dy, group.weights, hidden),
         }
-        expert.down.backward_weights(h, dy, context);
+        expert.down.backward_weights(h, dy, &of_down, context);
         let mut read = pass.pool.take::<E>(rows * hidden);
         gather(normed, group.tokens, &mut read, hidden);
         let d_gate_up = &scratch.d_gate_up[..rows * 2 * width];
-        expert.gate_up.backward_weights(&read, d_gate_up, context);
+        expert
+            .gate_up
+            .backward_weights(&read, d_gate_up, &of_gate_up, context);
     }
 
     /// Goes backward through the router, and adds to the gradient of what it reads.
@@ -249,12 +253,12 @@ impl Experts {
         let mut dy = pass.pool.take::<E>(d_logits.len());
         round_into(&d_logits, &mut dy);
         let mut through = pass.pool.take::<f32>(d_normed.len());
-        self.router
-            .backward_input(&dy[..], &mut through, pass.context());
+        let context = pass.context();
+        let du = self.router.backward_input(&dy[..], &mut through, context);
         add_in_place(d_normed, &through);
         if self.router.learns() {
-            self.router
-                .backward_weights(normed, &None, &dy, &None, pass.context());
+            let u = self.router.low_rank(normed, context);
+            self.router.backward_weights(normed, &u, &dy, &du, context);
         }
     }
 

@@ -165,7 +165,7 @@ impl<'a, E: Element> Adapted<'a, E> {
                     along: Along::Columns,
                 };
                 let u = &u[first * ranks..];
-                let update = self.adapters.expand(u, rows.len(), *column);
+                let update = self.adapters.expand(u, rows.len(), *column..column + out);
                 let part = Part {
                     first: 0,
                     start: Start::Zero,

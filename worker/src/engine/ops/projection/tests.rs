@@ -290,6 +290,37 @@ fn magnitude_reference(x: &Tensor, weights: &TestWeights) -> Result<Tensor> {
         .broadcast_add(&variable("bias"))
 }
 
+/// As gate and up of an expert have one.
+#[test]
+fn an_adapter_may_be_of_several_layers_side_by_side() {
+    let weights = TestWeights::new(&[
+        ("p.w", &[70, 50]),
+        ("q.w", &[20, 50]),
+        ("p.a", &[3, 50]),
+        ("p.b", &[90, 3]),
+    ]);
+    let linear = |name: &str, lora| Linear {
+        weight: weights.frozen(name),
+        bias: None,
+        lora,
+    };
+    let projection = Projection(vec![
+        linear("p.w", Some(lora(&weights, "p", 0.0))),
+        linear("q.w", None),
+    ]);
+    check_op(
+        &random_tensor(91, 50, 1),
+        &weights,
+        &["p.w", "q.w"],
+        &|x, dy| run::<f32>(&projection, x, dy, 91, None),
+        &|x| {
+            let w = Tensor::cat(&[&weights.variable("p.w"), &weights.variable("q.w")], 0)?;
+            let update = (weights.variable("p.b").matmul(&weights.variable("p.a"))? * 0.5)?;
+            x.matmul(&(w + update)?.t()?)
+        },
+    );
+}
+
 #[test]
 fn layers_with_magnitudes_equal_the_reference() {
     let weights = magnitude_weights(50);

@@ -402,9 +402,9 @@ fn an_optimizer_that_gpus_have_not_is_refused_when_a_job_is_loaded() {
 #[test]
 fn adapters_that_gpus_have_not_are_refused_when_a_job_is_loaded() {
     let Some(gpu) = gpu() else { return };
-    let dir = model("Qwen2ForCausalLM");
+    let (dense, mixture) = (model("Qwen2ForCausalLM"), model("Qwen3MoeForCausalLM"));
     type Change = fn(&mut LoraSpec);
-    let kinds: [(Change, &str); 6] = [
+    let kinds: [(Change, &str); 7] = [
         (|spec| spec.use_dora = true, "use_dora"),
         (|spec| spec.init = AdapterInit::Olora, "init_lora_weights"),
         (|spec| spec.biases = TrainedBiases::LoraOnly, "bias"),
@@ -417,6 +417,10 @@ fn adapters_that_gpus_have_not_are_refused_when_a_job_is_loaded() {
             |spec| spec.target_modules = TargetModules::Named(vec!["lm_head".to_owned()]),
             "lora_target_modules",
         ),
+        (
+            |spec| spec.shape.parameters = vec!["experts.down_proj".to_owned()],
+            "lora_target_parameters",
+        ),
     ];
     for (change, field) in kinds {
         let names = ["q_proj".to_owned(), "v_proj".to_owned()];
@@ -424,6 +428,10 @@ fn adapters_that_gpus_have_not_are_refused_when_a_job_is_loaded() {
             panic!("no adapter")
         };
         change(&mut spec);
+        let dir = match spec.shape.parameters.is_empty() {
+            true => &dense,
+            false => &mixture,
+        };
         let refused = Trainer::load(TrainerOptions {
             job: Arc::new(job(Method::Lora(spec))),
             model_dir: dir.path().to_owned(),

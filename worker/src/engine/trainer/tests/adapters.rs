@@ -9,7 +9,7 @@ use common::files::model::{
 use common::files::tensors::Dtype;
 use common::job::{
     AdapterInit, BaseDtype, InitWeights, JobSpec, LoraSpec, Method, Quantization, TargetModules,
-    TrainedBiases,
+    TrainedBiases, TrainedRows,
 };
 use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors};
 
@@ -159,8 +159,116 @@ fn biases_and_kinds_together_are_trained_to_the_same_bits_by_any_threads_and_aft
     }
 }
 
+/// An adapter on the parameters of experts that are named, and on linears of the attention where that is asked for.
+fn on_experts(names: &[&str], has_linears: bool) -> Method {
+    adapter(0.0, |spec| {
+        if !has_linears {
+            spec.target_modules = TargetModules::Named(Vec::new());
+        }
+        spec.shape.parameters = names.iter().map(|name| (*name).to_owned()).collect();
+    })
+}
+
+const EXPERT_PARAMETERS: [&str; 3] = ["experts.down_proj", "experts.gate_up_proj", "gate.weight"];
+
+#[test]
+fn adapters_on_parameters_of_experts_are_trained_to_the_same_bits_by_any_threads_and_after_a_resume()
+ {
+    let both = || on_experts(&EXPERT_PARAMETERS, true);
+    let in_four_bits = Quantization {
+        nested_scales: true,
+        embeddings: false,
+        experts: true,
+    };
+    for (architecture, method, base_dtype, quantization) in [
+        ("Qwen3MoeForCausalLM", both(), BaseDtype::Float32, None),
+        (
+            "Qwen2MoeForCausalLM",
+            on_experts(&["gate_up_proj"], false),
+            BaseDtype::Bfloat16,
+            None,
+        ),
+        (
+            "MixtralForCausalLM",
+            on_experts(&["down_proj"], false),
+            BaseDtype::Float32,
+            None,
+        ),
+        (
+            "OlmoeForCausalLM",
+            both(),
+            BaseDtype::Bfloat16,
+            Some(in_four_bits),
+        ),
+        ("GptOssForCausalLM", both(), BaseDtype::Float32, None),
+        (
+            "GptOssForCausalLM",
+            both(),
+            BaseDtype::Bfloat16,
+            Some(in_four_bits),
+        ),
+    ] {
+        let dir = model(architecture);
+        let name = format!("{architecture}, {method:?}, {base_dtype:?}");
+        let job = JobSpec {
+            base_dtype,
+            quantization,
+            weight_decay: 0.01,
+            ..job(method)
+        };
+        let mut whole = load(dir.path(), job.clone(), 1);
+        let start = whole.snapshot().unwrap();
+        let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 1e-2)).collect();
+        assert!(losses[3] < 0.99 * losses[0], "{name}: {losses:?}");
+        let mut first = load(dir.path(), job.clone(), 3);
+        for _ in 0..2 {
+            step(&mut first, &blocks(), 1e-2);
+        }
+        let mut resumed = load(dir.path(), job, 2);
+        resumed.restore(&first.snapshot().unwrap()).unwrap();
+        for _ in 2..4 {
+            step(&mut resumed, &blocks(), 1e-2);
+        }
+        let end = whole.snapshot().unwrap();
+        assert_eq!(resumed.snapshot().unwrap(), end, "{name}");
+        for tensor in &end.layout.tensors {
+            let range = tensor.offset..tensor.offset + tensor.scalars();
+            let is_moved = start.weights[range.clone()] != end.weights[range];
+            assert!(is_moved, "{name}: {}", tensor.name);
+        }
+    }
+}
+
+/// Whether gradients are gathered for a slot, or added as they are computed, as beside a whole matrix.
+#[test]
+fn factors_of_experts_are_trained_beside_a_whole_embedding() {
+    let dir = model("Qwen3MoeForCausalLM");
+    let Method::Lora(mut spec) = on_experts(&EXPERT_PARAMETERS, true) else {
+        unreachable!("an adapter")
+    };
+    spec.tokens.embedding = TrainedRows::All;
+    let job = job(Method::Lora(spec));
+    let run = |threads| {
+        let mut trainer = load(dir.path(), job.clone(), threads);
+        let losses: Vec<f64> = (0..3)
+            .map(|_| step(&mut trainer, &blocks(), 1e-2))
+            .collect();
+        assert!(losses[2] < losses[0], "{losses:?}");
+        trainer.weights_digest().unwrap()
+    };
+    assert_eq!(run(1), run(3));
+}
+
 #[test]
 fn new_adapters_of_every_kind_leave_the_model_as_it_is() {
+    let dir = model("Qwen3MoeForCausalLM");
+    let tokens: Vec<u32> = (1..20).collect();
+    let logits = |method| {
+        let mut trainer = load(dir.path(), job(method), 2);
+        trainer.logits(&tokens).unwrap()
+    };
+    let method = on_experts(&EXPERT_PARAMETERS, false);
+    assert_eq!(logits(method), logits(Method::Full));
     let dir = model("Qwen2ForCausalLM");
     let tokens: Vec<u32> = (1..20).collect();
     let logits = |method| {

@@ -198,6 +198,7 @@ fn fused_experts_with_biases_equal_the_reference() {
         ExpertLinear::Fused(TransposedLinear {
             weight: weights.trainable(&name),
             bias: weights.trainable(&format!("{name}_bias")),
+            lora: None,
         })
     };
     let layer = Experts {
