@@ -1,6 +1,8 @@
 //! Memory of one decoder layer. In: its widths. Out: bytes of what it keeps and of its operations, in the order in which
 //! the engine takes and frees them (`worker/src/engine/cuda/layers/`, `worker/src/engine/model/layers`).
 
+mod experts_on_gpu;
+
 use std::ops::Range;
 
 use super::{F32, LINEARS, LinearAttention, PROJECTIONS, Shape, Trained, Work};
@@ -9,6 +11,14 @@ use super::{F32, LINEARS, LinearAttention, PROJECTIONS, Shape, Trained, Work};
 pub const AGAIN_ROWS: usize = 1024;
 /// Tokens of a chunk of linear attention, at whose borders its state is known.
 pub const STATE_TOKENS: usize = 64;
+
+/// On GPUs the rows of each expert are filled up to a multiple of this, so that products of few different shapes are asked for.
+pub const EXPERT_ROWS_MULTIPLE: usize = 16;
+
+/// Most rows of all experts on a GPU.
+pub fn expert_rows(tokens: usize, per_token: usize, experts: usize) -> usize {
+    tokens * per_token + experts * (EXPERT_ROWS_MULTIPLE - 1)
+}
 
 /// Widths of one layer and the tokens of one slot; what its functions return are bytes for all these tokens.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +39,8 @@ pub(super) struct Layer {
     experts: Option<Routed>,
     /// Columns of the adapters' low-rank activations, which stand behind the inputs of qkv, output, gate and up, down.
     ranks: [u64; 4],
+    /// Those of them that stand behind what a shared expert is weighted by.
+    shared_rank: u64,
     /// Whether adapters drop inputs, so that masked copies of these are made.
     dropout: bool,
     /// Whether adapted rows have magnitudes.
@@ -50,6 +62,8 @@ struct Routed {
     width: u64,
     /// Ranks of the adapters on gate and up together, on down, and on the router.
     ranks: [u64; 3],
+    /// Whether they are trained.
+    learns: bool,
 }
 
 /// What a layer of linear attention computes between its projections, in float32.
@@ -131,8 +145,10 @@ impl Layer {
                         ranks: of_experts.get(layer).map_or([0; 3], |ranks| {
                             ranks.map(|rank| rank.next_multiple_of(2) as u64)
                         }),
+                        learns: !matches!(work.trained, Trained::Adapters { .. }),
                     }),
                     ranks: [q + k + v + fourth, o, gate + up + shared, down],
+                    shared_rank: shared,
                     dropout,
                     magnitudes,
                     largest: {
@@ -248,12 +264,15 @@ impl Layer {
         let Some(experts) = self.experts else {
             return 0;
         };
+        if self.place == Place::Gpu {
+            return self.kept_of_experts(experts);
+        }
         let is_shared = u64::from(self.intermediate > 0);
         self.narrow(2 * experts.per_token * experts.width) + self.wide(experts.count + is_shared)
     }
 
-    /// Bytes that experts take beside the rest of a layer's pass, as if one of them had all tokens: what it reads, and what goes
-    /// into and comes out of its last layer, or the gradients of all of these; and which tokens are whose.
+    /// Bytes that experts take on processors beside the rest of a layer's pass, as if one of them had all tokens: what it reads, and
+    /// what goes into and comes out of its last layer, or the gradients of all of these; and which tokens are whose.
     fn routing(&self) -> u64 {
         let Some(experts) = self.experts else {
             return 0;
@@ -273,6 +292,10 @@ impl Layer {
         let factors = gate_up * (hidden + 2 * inner) + down * (inner + hidden);
         let waiting = experts.count * (gate_up * 2 * inner + down * hidden) * F32;
         4 * self.narrow(gate_up + down + router) + factors * (self.element + 2 * F32) + waiting
+    }
+
+    fn experts_on_gpu(&self) -> Option<Routed> {
+        self.experts.filter(|_| self.place == Place::Gpu)
     }
 
     /// Bytes of the attention activations saved for backward: qkv, context, log-sum-exp.
@@ -310,8 +333,14 @@ impl Layer {
         let attending = self.attended() + self.mixing().max(adding);
         let masked = self.masked(self.hidden, gate_rank)
             + self.gaining(self.hidden, gate_largest, gate_rank);
-        let gating = self.inner() + self.narrow(self.hidden + gate_rank) + masked;
-        projecting.max(attending).max(gating + self.routing())
+        let gating = match self.experts_on_gpu() {
+            Some(experts) => self.attended() + self.wide(self.hidden) + self.open_experts(experts),
+            None => {
+                let reading = self.narrow(self.hidden + gate_rank) + masked;
+                self.inner() + reading + self.routing()
+            }
+        };
+        projecting.max(attending).max(gating)
     }
 
     /// Peak bytes of the layer's forward pass, its input not counted.
@@ -320,27 +349,34 @@ impl Layer {
         let masked = self.masked(self.intermediate, rank)
             + self.gaining(self.intermediate, self.hidden, rank);
         let adding = self.wide(self.hidden) + self.result();
-        let closing = self.narrow(self.intermediate + rank) + masked.max(adding);
-        let closing = closing + self.routing();
+        let closing = match self.experts_on_gpu() {
+            Some(experts) => self.close_experts(experts),
+            None => self.narrow(self.intermediate + rank) + masked.max(adding) + self.routing(),
+        };
         self.open().max(self.inner() + closing) + self.apart()
     }
 
     /// Peak bytes of the layer's backward pass beside its input, [`Self::inner`] and the residual's gradient. The inner
     /// activations are freed on the way.
     pub fn backward(&self) -> u64 {
-        let to_gate_up = self.backward_to_gate_up() + self.routing();
         let [qkv_rank, _, gate_rank, _] = self.ranks;
         let [qkv_largest, gate_largest] = self.largest;
-        let gates = self.narrow(2 * self.intermediate + gate_rank);
-        let to_middle =
-            gates + self.backward_to_norm(gate_rank, 2 * self.intermediate, gate_largest);
+        let (to_gate_up, to_middle) = match self.experts_on_gpu() {
+            Some(experts) => (self.backward_experts(experts), 0),
+            None => {
+                let gates = self.narrow(2 * self.intermediate + gate_rank);
+                let columns = 2 * self.intermediate;
+                let to_middle = gates + self.backward_to_norm(gate_rank, columns, gate_largest);
+                (self.backward_to_gate_up() + self.routing(), to_middle)
+            }
+        };
         let to_qkv = self.backward_to_qkv();
         let qkv = self.narrow(self.qkv + qkv_rank);
         let to_input = qkv + self.backward_to_norm(qkv_rank, self.qkv, qkv_largest);
         let freed = match self.place {
             Place::Gpu => [
                 self.gate_up(),
-                self.gate_up() + self.wide(self.hidden),
+                self.gate_up() + self.routed() + self.wide(self.hidden),
                 self.inner(),
             ],
             Place::Processor => [0, self.gate_up(), self.gate_up()],

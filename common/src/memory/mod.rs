@@ -22,7 +22,7 @@ pub use told::bytes;
 
 use crate::job::{BaseDtype, JobSpec, LoraSpec, Method, MomentDtype, TrainedRows};
 use layer::Layer;
-pub use layer::{AGAIN_ROWS, STATE_TOKENS};
+pub use layer::{AGAIN_ROWS, EXPERT_ROWS_MULTIPLE, STATE_TOKENS, expert_rows};
 use serde::Serialize;
 
 /// Memory of a worker at the peak of a step, in bytes, by what takes it.

@@ -98,6 +98,14 @@ template <typename T> T __shfl_down_sync(unsigned, T value, unsigned by) {
     int source = emulated::lane() + static_cast<int>(by);
     return emulated::shuffle(value, source < 32 ? source : emulated::lane());
 }
+inline unsigned __ballot_sync(unsigned, bool value) {
+    return emulated::exchange(value, [](auto of) {
+        unsigned bits = 0;
+        for (int lane = 0; lane < 32; lane++) bits |= static_cast<unsigned>(of(lane)) << lane;
+        return bits;
+    });
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }

@@ -1,11 +1,13 @@
 //! From a job and its weights to a model on the GPU. In: the base model's tensors, and where the trainable ones lie. Out:
 //! the model with all its frozen weights; the trainable ones come with the first refresh.
 
+mod experts;
+
 use common::files::adapter::{Factor, tensor_name};
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Quantization};
 use common::model::{
-    EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, projections,
+    EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, SINKS, projections,
 };
 
 use super::blas::GpuElement;
@@ -13,6 +15,7 @@ use super::causal_lm::CausalLm;
 use super::gpu::Gpu;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::DecoderLayer;
+use super::layers::feed_forward::FeedForward;
 use super::layers::mlp::Mlp;
 use super::layers::residual::Residual;
 use super::ops::lora_linear::Lora;
@@ -93,8 +96,7 @@ impl Parts<'_> {
     fn layer<E: Element + GpuElement>(&self, layer: usize) -> Result<DecoderLayer<E>, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
-        // Layers of experts are not done here.
-        let [qkv, output, gate_up, down, _] = projections(config, layer);
+        let [qkv, output, gate_up, down, shared] = projections(config, layer);
         let [query_width, key_width] = config.head_norm_widths();
         let head_norm = |name: &str, width: usize| {
             let name = format!("{prefix}self_attn.{name}.weight");
@@ -131,13 +133,25 @@ impl Parts<'_> {
                 kind: config.layer_kinds[layer],
                 scale: config.scales.attention as f32,
                 cap: config.caps.attention.map(|cap| cap as f32),
+                sinks: match config.sinks {
+                    true => Some(self.vector(&format!("{prefix}{SINKS}"), config.heads)?),
+                    false => None,
+                },
             },
-            mlp: Mlp {
-                norm: layer_norm(config.norms.mlp_input)?,
-                gate_up: self.projection(&prefix, &gate_up)?,
-                down: self.projection(&prefix, &down)?,
-                residual: residual(config.norms.mlp_output)?,
-                activation: config.activation,
+            mlp: match config.experts_of(layer) {
+                None => FeedForward::Dense(Mlp {
+                    norm: layer_norm(config.norms.mlp_input)?,
+                    gate_up: self.projection(&prefix, &gate_up)?,
+                    down: self.projection(&prefix, &down)?,
+                    residual: residual(config.norms.mlp_output)?,
+                    activation: config.activation,
+                }),
+                Some(experts) => {
+                    let norm = layer_norm(config.norms.mlp_input)?;
+                    let shared = [gate_up, down, shared];
+                    let experts = self.experts(&prefix, experts, norm, &shared)?;
+                    FeedForward::Experts(Box::new(experts))
+                }
             },
         })
     }
@@ -175,6 +189,11 @@ impl Parts<'_> {
         }
         let any = shapes.iter().any(|shape| shape.bias);
         Ok(staged.upload(self.gpu, any.then_some(&biases[..]))?)
+    }
+
+    /// How experts are quantised, where the job asks for that.
+    fn quantization_of_experts(&self) -> Option<Quantization> {
+        self.quantization.filter(|how| how.experts)
     }
 
     fn lora(&self, path: &str) -> Option<Lora> {

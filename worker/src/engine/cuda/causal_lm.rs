@@ -25,6 +25,7 @@ use crate::engine::model::layers::decoder::Keep;
 use crate::engine::ops::cross_entropy::{LogitRule, LossSum};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::lora_linear::MaskKey;
+use crate::engine::ops::router_loss::RouterLoss;
 
 /// A decoder that is trained on a GPU.
 pub struct CausalLm<E> {
@@ -125,7 +126,9 @@ impl<E: GpuElement + Element> CausalLm<E> {
     ) -> Result<Option<(LossSum, PassTimes)>, GpuError> {
         let started = Instant::now();
         let uploaded = self.upload(gpu, batch)?;
+        let router_loss = self.router_loss(batch);
         let mut pass = self.pass(gpu, &uploaded, mask);
+        pass.router_loss = router_loss.as_ref();
         let keep = match self.checkpointing {
             true => Keep::Inputs,
             false => Keep::Everything,
@@ -138,9 +141,10 @@ impl<E: GpuElement + Element> CausalLm<E> {
         pass.abandon = pass.abandon.filter(|_| droppable);
         let mut gradient = gpu.take::<f32>(x.len())?;
         let dx = &mut gradient.as_view_mut();
-        let sum = self
+        let mut sum = self
             .loss_head()
             .loss(gpu, &x.as_view(), &batch.targets, Some((dx, sink)))?;
+        sum.loss += router_loss.as_ref().map_or(0.0, RouterLoss::loss);
         drop(x);
         let lost = Instant::now();
         if decoder::backward(&self.layers, tape, dx, pass, sink)?.is_none() {
@@ -166,17 +170,19 @@ impl<E: GpuElement + Element> CausalLm<E> {
 
     /// Computes the loss of a batch, forward only. None where it was abandoned.
     pub fn evaluate(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<LossSum>, GpuError> {
-        let Some(x) = self.hidden(gpu, batch)? else {
+        let router_loss = self.router_loss(batch);
+        let Some(x) = self.hidden(gpu, batch, router_loss.as_ref())? else {
             return Ok(None);
         };
         let loss_head = self.loss_head();
-        let sum = loss_head.loss(gpu, &x.as_view(), &batch.targets, None)?;
+        let mut sum = loss_head.loss(gpu, &x.as_view(), &batch.targets, None)?;
+        sum.loss += router_loss.as_ref().map_or(0.0, RouterLoss::loss);
         Ok(Some(sum))
     }
 
     /// The logits of all tokens, flat `[t][v]`, for comparison with other implementations. None where it was abandoned.
     pub fn logits(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<Vec<f32>>, GpuError> {
-        let Some(x) = self.hidden(gpu, batch)? else {
+        let Some(x) = self.hidden(gpu, batch, None)? else {
             return Ok(None);
         };
         let (tokens, head) = (batch.ids.len(), self.head());
@@ -198,9 +204,17 @@ impl<E: GpuElement + Element> CausalLm<E> {
         Ok(Some(logits))
     }
 
-    fn hidden(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<DeviceBuffer<f32>>, GpuError> {
+    fn hidden(
+        &self,
+        gpu: &Gpu,
+        batch: &Batch,
+        router_loss: Option<&RouterLoss>,
+    ) -> Result<Option<DeviceBuffer<f32>>, GpuError> {
         let uploaded = self.upload(gpu, batch)?;
-        let pass = self.pass(gpu, &uploaded, None);
+        let pass = Pass {
+            router_loss,
+            ..self.pass(gpu, &uploaded, None)
+        };
         let kept = decoder::forward(&self.layers, self.embed(pass)?, pass, Keep::Nothing)?;
         Ok(kept.map(|(x, _)| x))
     }
@@ -217,6 +231,12 @@ impl<E: GpuElement + Element> CausalLm<E> {
     /// What embeddings are multiplied by, rounded to the type that the model is computed in, as Transformers does.
     fn embedding_scale(&self) -> f32 {
         E::round_from(self.config.scales.embedding as f32).wide()
+    }
+
+    /// The router's loss of a slot, where the model has one.
+    fn router_loss(&self, batch: &Batch) -> Option<RouterLoss> {
+        let coefficient = self.config.experts.as_ref()?.router_loss()?;
+        Some(RouterLoss::new(coefficient, batch.targets.len()))
     }
 
     fn loss_head(&self) -> LossHead<'_, E> {
@@ -243,6 +263,7 @@ impl<E: GpuElement + Element> CausalLm<E> {
             batch,
             ropes: &self.ropes,
             mask,
+            router_loss: None,
             abandon: Some(&self.abandon),
         }
     }

@@ -4,7 +4,7 @@ mod build;
 pub mod causal_lm;
 pub mod layers;
 mod mean_row;
-mod weight_parts;
+pub mod weight_parts;
 pub mod weights;
 
 pub use build::Parts;

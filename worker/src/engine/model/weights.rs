@@ -232,14 +232,10 @@ impl WeightSource {
         dtype: BaseDtype,
         quantization: Option<Quantization>,
     ) -> Result<Weight, EngineError> {
-        let Some(matrix) = self.four_bits(name, shape, dtype, quantization)? else {
-            return self.tensor(name, shape, dtype);
-        };
-        let view = Nf4View::new(&matrix, shape[0], shape[1]);
-        Ok(match dtype {
-            BaseDtype::Float32 => Weight::frozen_f32(dense(view), shape),
-            BaseDtype::Bfloat16 => Weight::frozen_bf16(dense(view), shape),
-        })
+        match self.four_bits(name, shape, dtype, quantization)? {
+            Some(matrix) => Ok(widened(&matrix, *shape, dtype)),
+            None => self.tensor(name, shape, dtype),
+        }
     }
 
     /// Fills `out` with the values of a tensor in bfloat16, rounded to the nearest where they are wider.
@@ -280,6 +276,16 @@ impl WeightSource {
             }
         }
         Ok(())
+    }
+}
+
+/// A matrix of 4 bits in `dtype`.
+#[cfg(feature = "cuda")]
+pub(super) fn widened(matrix: &Nf4, shape: [usize; 2], dtype: BaseDtype) -> Weight {
+    let view = Nf4View::new(matrix, shape[0], shape[1]);
+    match dtype {
+        BaseDtype::Float32 => Weight::frozen_f32(dense(view), &shape),
+        BaseDtype::Bfloat16 => Weight::frozen_bf16(dense(view), &shape),
     }
 }
 

@@ -45,18 +45,27 @@ impl RouterLoss {
     /// Takes note of a layer: of the probabilities `[tokens][experts]`, and of the experts that were chosen by them. Layers come one
     /// after the other.
     pub fn add(&self, probabilities: &[f32], routes: &Routes) {
-        let mut used = self.used();
         let counts = routes.counts();
-        used.counts.resize(counts.len(), 0);
-        used.probabilities.resize(counts.len(), 0.0);
-        for (sum, count) in used.counts.iter_mut().zip(&counts) {
-            *sum += *count as u64;
-        }
+        let mut sums = vec![0.0; counts.len()];
         for row in probabilities.chunks_exact(counts.len()) {
-            for (sum, p) in used.probabilities.iter_mut().zip(row) {
+            for (sum, p) in sums.iter_mut().zip(row) {
                 *sum += f64::from(*p);
             }
-            used.tokens += 1;
+        }
+        self.add_sums(probabilities.len() / counts.len(), &counts, &sums);
+    }
+
+    /// [`add`](Self::add) of a layer of so many tokens, by how many went through each expert and the sum of its probabilities.
+    pub fn add_sums(&self, tokens: usize, counts: &[usize], probabilities: &[f64]) {
+        let mut used = self.used();
+        used.tokens += tokens as u64;
+        used.counts.resize(counts.len(), 0);
+        used.probabilities.resize(counts.len(), 0.0);
+        for (sum, count) in used.counts.iter_mut().zip(counts) {
+            *sum += *count as u64;
+        }
+        for (sum, p) in used.probabilities.iter_mut().zip(probabilities) {
+            *sum += p;
         }
     }
 

@@ -278,8 +278,6 @@ fn not_on_gpus(config: &ModelConfig) -> Option<&'static str> {
     let checks = [
         (config.linear_attention.is_some(), "linear attention"),
         (config.output_gate, "gates of what attention gives"),
-        (config.experts.is_some(), "a mixture of experts"),
-        (config.sinks, "attention sinks"),
     ];
     checks
         .into_iter()

@@ -113,7 +113,7 @@ fn on<R>(
 }
 
 /// The shapes to check: every method and type; heads of 64, 128 and 256, and sequences that fill no tile; windows, soft caps, and norms
-/// before and behind the halves of layers, of each head and of all together.
+/// before and behind the halves of layers, of each head and of all together; experts beside a shared one, and fused ones with sinks.
 pub fn shapes() -> Vec<Shape> {
     let config = |architecture: &str, head_dim: usize| {
         json!({
@@ -193,6 +193,36 @@ pub fn shapes() -> Vec<Shape> {
                 130,
             ),
             json!({"sliding_window": 70, "layer_types": ["sliding_attention", "full_attention"]}),
+        ),
+        with(
+            shape(
+                "Qwen2-MoE, LoRA, float32",
+                "Qwen2MoeForCausalLM",
+                64,
+                Mode::Lora,
+                Dtype::Float32,
+                140,
+            ),
+            json!({
+                "num_experts": 20, "num_experts_per_tok": 4, "moe_intermediate_size": 96,
+                "shared_expert_intermediate_size": 160, "output_router_logits": true,
+                "router_aux_loss_coef": 0.1
+            }),
+        ),
+        with(
+            shape(
+                "GPT-OSS, all weights, float32",
+                "GptOssForCausalLM",
+                64,
+                Mode::Full,
+                Dtype::Float32,
+                150,
+            ),
+            json!({
+                "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 160,
+                "sliding_window": 70, "layer_types": ["sliding_attention", "full_attention"],
+                "attention_bias": true
+            }),
         ),
     ]
 }

@@ -39,11 +39,13 @@ __device__ __forceinline__ void softmax(float (&scores)[M][N][4], float (&larges
         }
 }
 
-// Rows of the context are `stride` apart. `starts` are the first keys that each query sees, which never decrease. Shared memory: the
-// queries, and twice a tile of keys and one of values.
+// Rows of the context are `stride` apart. `starts` are the first keys that each query sees, which never decrease. Where there are
+// `sinks`, that of a head takes part in the softmax of each row, and has no value (Xiao et al., 2023). Shared memory: the queries, and
+// twice a tile of keys and one of values.
 template <int DIM, int M, int KEYS, bool CAPPED>
 __device__ __forceinline__ void forward(Heads heads, const bf16 *qkv, bf16 *context, float *log_sums,
-                                        const unsigned *starts, int tokens, int stride, float scale, float cap) {
+                                        const unsigned *starts, const float *sinks, int tokens, int stride, float scale,
+                                        float cap) {
     constexpr int ROWS = WARPS * M * 16, QUERY_BYTES = ROWS * DIM * 2, TILE_BYTES = KEYS * DIM * 2;
     SHARED(unsigned char, shared);
     int head = blockIdx.x, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
@@ -83,7 +85,7 @@ __device__ __forceinline__ void forward(Heads heads, const bf16 *qkv, bf16 *cont
         softmax<DIM>(scores, largest, sums, result, scale_of_2);
         multiply_rows<DIM>(result, scores, stage + TILE_BYTES);
     }
-    float factors[M][2];
+    float factors[M][2], sink = sinks ? sinks[head] : -INFINITY;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -91,10 +93,12 @@ __device__ __forceinline__ void forward(Heads heads, const bf16 *qkv, bf16 *cont
             float sum = sums[m][half];
             sum += __shfl_xor_sync(0xffffffffu, sum, 1);
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-            factors[m][half] = 1 / sum;
+            float most = largest[m][half] * multiplier, shift = fmaxf(most, sink), shrink = expf(most - shift);
+            sum = sum * shrink + expf(sink - shift);
+            factors[m][half] = shrink / sum;
             int row = own + m * 16 + half * 8 + lane / 4;
             if (lane % 4 == 0 && row < tokens)
-                log_sums[static_cast<int64_t>(head) * tokens + row] = largest[m][half] * multiplier + logf(sum);
+                log_sums[static_cast<int64_t>(head) * tokens + row] = shift + logf(sum);
         }
     bf16 *to = context + static_cast<int64_t>(own) * stride + head * heads.dimension;
     store_rows<DIM>(result, factors, shared + warp * M * 16 * DIM * 2, to, stride, tokens - own, heads.dimension);
@@ -102,10 +106,10 @@ __device__ __forceinline__ void forward(Heads heads, const bf16 *qkv, bf16 *cont
 
 #define FORWARD(KIND, DIM, M, KEYS, CAPPED) \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward_##KIND##_##DIM( \
-        const bf16 *qkv, bf16 *context, float *log_sums, const unsigned *starts, int queries, int keys, int dimension, \
-        int tokens, int stride, float scale, float cap) { \
+        const bf16 *qkv, bf16 *context, float *log_sums, const unsigned *starts, const float *sinks, int queries, int keys, \
+        int dimension, int tokens, int stride, float scale, float cap) { \
         Heads heads{queries, keys, dimension}; \
-        forward<DIM, M, KEYS, CAPPED>(heads, qkv, context, log_sums, starts, tokens, stride, scale, cap); \
+        forward<DIM, M, KEYS, CAPPED>(heads, qkv, context, log_sums, starts, sinks, tokens, stride, scale, cap); \
     } \
     EXPORT(attention_forward_##KIND##_##DIM)
 FORWARD(bf16, 64, 2, 64, false)

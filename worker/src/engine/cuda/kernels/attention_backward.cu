@@ -48,6 +48,25 @@ __device__ void attention_deltas(const E *context, const E *d_context, float *de
 TWINS(attention_deltas, ATTENTION_DELTAS, attention_deltas(context, d_context, deltas, heads, dimension, tokens,
       stride))
 
+// A block for each head: the gradient of its sink, which has the probability P in each row, and no value: -sum(P delta).
+extern "C" __global__ void attention_sinks(const float *sinks, const float *log_sums, const float *deltas, float *d_sinks,
+                                           int tokens) {
+    __shared__ double scratch[THREADS];
+    int head = blockIdx.x, thread = threadIdx.x;
+    int64_t of_head = static_cast<int64_t>(head) * tokens;
+    double sum = 0;
+    for (int token = thread; token < tokens; token += THREADS)
+        sum -= expf(sinks[head] - log_sums[of_head + token]) * deltas[of_head + token];
+    scratch[thread] = sum;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half) scratch[thread] += scratch[thread + half];
+        __syncthreads();
+    }
+    if (thread == 0) d_sinks[head] = static_cast<float>(scratch[0]);
+}
+EXPORT(attention_sinks)
+
 // As `mask`, where the rows are keys and the columns queries.
 template <int M, int N>
 __device__ __forceinline__ void mask_keys(float (&scores)[M][N][4], const unsigned *ends, int tokens, int first_key,

@@ -91,8 +91,8 @@ struct Limited {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_f32(
-    const float *qkv, float *context, float *log_sums, const unsigned *starts, int queries, int keys, int dimension,
-    int tokens, int stride, float scale, float cap) {
+    const float *qkv, float *context, float *log_sums, const unsigned *starts, const float *sinks, int queries, int keys,
+    int dimension, int tokens, int stride, float scale, float cap) {
     SHARED(float, start);
     Memory memory(start, dimension);
     Heads heads{queries, keys, dimension};
@@ -121,12 +121,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_f32(
         }
         multiply_rows(result, p, memory.shown[0], memory.tiles[1], dimension);
     }
-    float factors[PER_WARP];
+    // A sink takes part in the sum, and has no value (Xiao et al., 2023).
+    float factors[PER_WARP], sink = sinks ? sinks[head] : -INFINITY;
     for (int r = 0; r < PER_WARP; r++) {
-        float sum = warp_sum(sums[r]);
-        factors[r] = 1 / sum;
+        float shift = fmaxf(largest[r], sink), shrink = expf(largest[r] - shift);
+        float sum = warp_sum(sums[r]) * shrink + expf(sink - shift);
+        factors[r] = shrink / sum;
         if (own + r < tokens && lane == 0)
-            log_sums[static_cast<int64_t>(head) * tokens + own + r] = largest[r] + logf(sum);
+            log_sums[static_cast<int64_t>(head) * tokens + own + r] = shift + logf(sum);
     }
     store(result, factors, context + head * dimension, stride, own, tokens, dimension);
 }

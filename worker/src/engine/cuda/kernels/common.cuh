@@ -32,6 +32,11 @@ __device__ __forceinline__ void narrow(float x, float &to) { to = x; }
     extern "C" __global__ void name##_bf16(PARAMETERS(bf16)) { __VA_ARGS__; } \
     EXPORT(name##_bf16)
 
+// A thread for each of n; threads stride over the rest where there are more.
+#define EACH(i, n) \
+    for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < (n); \
+         i += static_cast<int64_t>(gridDim.x) * blockDim.x)
+
 constexpr int WARP = 32;
 
 // The sum over a warp, in every lane; the order of the additions is fixed.

@@ -1,9 +1,5 @@
 // One pass each over flat scalars or rows: rounding, adding, sums of columns, gates, rows by number.
-#include "common.cuh"
-
-#define EACH(i, n) \
-    for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < (n); \
-         i += static_cast<int64_t>(gridDim.x) * blockDim.x)
+#include "gates.cuh"
 
 // Rows of `columns`, `from_stride` and `to_stride` apart: to = scale * from.
 template <typename E>
@@ -45,30 +41,6 @@ __device__ void tile_sums(const E *x, float *partials, int rows, int columns, in
 }
 #define TILE_SUMS(E) const E *x, float *partials, int rows, int columns, int stride, int tile
 TWINS(tile_sums, TILE_SUMS, tile_sums(x, partials, rows, columns, stride, tile))
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
-
-// What a gate goes through; the numbers are those of ops/swiglu.rs.
-enum Activation { SILU, GELU_TANH };
-
-// silu(g) = g sigmoid(g), or GELU by its tanh formula (Hendrycks & Gimpel, 2016), and its slope.
-struct Gate {
-    float value, slope;
-
-    __device__ __forceinline__ Gate(float g, int activation) {
-        if (activation == SILU) {
-            float s = sigmoid(g);
-            value = g * s;
-            slope = s + value * (1.0f - s);
-            return;
-        }
-        // sqrt(2 / pi)
-        constexpr float A = 0.7978845608f, B = 0.044715f;
-        float t = tanhf(A * (g + B * g * g * g));
-        value = 0.5f * g * (1.0f + t);
-        slope = 0.5f * (1.0f + t) + 0.5f * g * (1.0f - t * t) * (A * (1.0f + 3.0f * B * g * g));
-    }
-};
 
 // gate_up is [tokens, 2 * width], the gates first; rows of h are `stride` apart. h = activation(gate) * up (Shazeer, 2020)
 template <typename E>

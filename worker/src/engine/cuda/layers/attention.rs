@@ -12,7 +12,7 @@ use crate::engine::cuda::ops::attention::{Attention, Saved};
 use crate::engine::cuda::ops::projection::Projection;
 use crate::engine::cuda::ops::rms_norm::RmsNorm;
 use crate::engine::cuda::ops::rope::{HeadNorms, Rope};
-use crate::engine::cuda::params::GradientSink;
+use crate::engine::cuda::params::{GradientSink, Vector};
 use crate::engine::ops::rope::HeadLayout;
 
 /// The attention half of a decoder layer.
@@ -30,6 +30,8 @@ pub struct AttentionBlock<E> {
     pub scale: f32,
     /// What they are limited to then.
     pub cap: Option<f32>,
+    /// A logit of each head that stands for no token, where they have some.
+    pub sinks: Option<Vector>,
 }
 
 /// What the backward pass needs beside the input. Norms and positions are computed again.
@@ -54,7 +56,10 @@ impl<E: GpuElement> AttentionBlock<E> {
             norms.query.refresh(gpu, flat)?;
             norms.key.refresh(gpu, flat)?;
         }
-        Ok(())
+        match &mut self.sinks {
+            Some(sinks) => sinks.refresh(gpu, flat),
+            None => Ok(()),
+        }
     }
 
     /// Runs forward: `x` is `[tokens][hidden]`, and so is the result.
@@ -155,6 +160,11 @@ impl<E: GpuElement> AttentionBlock<E> {
             };
             let attention = self.attention(pass);
             attention.backward(gpu, &saved, &mut d_rotated.as_view_mut())?;
+            if let Some(range) = self.sinks.as_ref().and_then(|sinks| sinks.range) {
+                sink.add(gpu, range, &mut |d_sinks| {
+                    attention.backward_sinks(gpu, &saved, d_sinks)
+                })?;
+            }
         }
         drop((d_context, log_sums, context));
         let rows = self.qkv.gradients(tokens);
@@ -185,7 +195,7 @@ impl<E: GpuElement> AttentionBlock<E> {
         }
     }
 
-    fn attention<'a>(&self, pass: Pass<'a>) -> Attention<'a> {
+    fn attention<'a>(&'a self, pass: Pass<'a>) -> Attention<'a> {
         let (borders, tokens) = (pass.batch.through(self.kind.window), pass.tokens());
         Attention {
             layout: self.layout,
@@ -193,6 +203,7 @@ impl<E: GpuElement> AttentionBlock<E> {
             ends: borders.ends.slice(..tokens),
             scale: self.scale,
             cap: self.cap,
+            sinks: self.sinks.as_ref().map(Vector::view),
         }
     }
 }

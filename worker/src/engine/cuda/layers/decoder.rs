@@ -7,7 +7,7 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::Pass;
 use super::attention::{AttentionActivations, AttentionBlock};
-use super::mlp::{Mlp, MlpActivations};
+use super::feed_forward::{FeedForward, FeedForwardActivations};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Pace};
@@ -17,7 +17,7 @@ use crate::engine::model::layers::decoder::Keep;
 /// A decoder layer: attention, then feed-forward.
 pub struct DecoderLayer<E> {
     pub attention: AttentionBlock<E>,
-    pub mlp: Mlp<E>,
+    pub mlp: FeedForward<E>,
 }
 
 /// What a forward pass keeps, from the first layer to the last.
@@ -36,7 +36,7 @@ struct LayerActivations<E> {
     attention: AttentionActivations<E>,
     /// The residual between the layer's two halves, `[tokens][hidden]`.
     post_attention_residual: DeviceBuffer<f32>,
-    mlp: MlpActivations<E>,
+    mlp: FeedForwardActivations<E>,
 }
 
 /// The result of the last layer, and what was kept.
@@ -56,6 +56,10 @@ pub fn forward<E: GpuElement>(
             return Ok(None);
         }
         let activations = layer.forward_saving(&x.as_view(), pass)?;
+        // Here alone: a layer that runs again in the backward pass is the same one.
+        if let Some(loss) = pass.router_loss {
+            layer.mlp.add_to(loss, &activations.mlp, pass.gpu)?;
+        }
         let residual = activations.post_attention_residual.as_view();
         let y = layer
             .mlp
@@ -125,9 +129,10 @@ impl<E: GpuElement> DecoderLayer<E> {
             layout,
             ..
         } = &self.attention;
-        let hidden = self.mlp.down.out();
-        let elements = qkv.out() + output.inputs(1).stride + self.mlp.gate_up.out();
-        (2 * hidden + layout.heads) * size_of::<f32>() + elements * size_of::<E>()
+        let hidden = self.mlp.hidden();
+        let elements = qkv.out() + output.inputs(1).stride;
+        let attention = layout.heads * size_of::<f32>() + elements * size_of::<E>();
+        2 * hidden * size_of::<f32>() + attention + self.mlp.kept_bytes()
     }
 
     fn forward_saving(

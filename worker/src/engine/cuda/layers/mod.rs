@@ -3,9 +3,12 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod experts;
+pub mod feed_forward;
 pub mod mlp;
 pub mod residual;
 pub mod ropes;
+pub mod shared_expert;
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
@@ -19,6 +22,7 @@ use super::ops::rms_norm::RmsNorm;
 use super::params::GradientSink;
 use crate::engine::abandon::Abandon;
 use crate::engine::ops::lora_linear::MaskKey;
+use crate::engine::ops::router_loss::RouterLoss;
 use ropes::GpuRopes;
 
 /// What every layer of a pass needs beside its input.
@@ -29,6 +33,8 @@ pub struct Pass<'a> {
     pub ropes: &'a GpuRopes,
     /// Key of the dropout masks; None where nothing is dropped.
     pub mask: Option<MaskKey>,
+    /// The loss that spreads tokens over experts, if the router has one.
+    pub router_loss: Option<&'a RouterLoss>,
     /// The request to give up the pass: once it is asked, what the pass computes is of no use. None where nobody may ask.
     pub abandon: Option<&'a Abandon>,
 }

@@ -27,6 +27,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// What they are limited to then, above 0.
     pub cap: Option<f32>,
+    /// The sink of each head, where they have some.
+    pub sinks: Option<CudaView<'a, f32>>,
 }
 
 /// What the backward pass reads.
@@ -37,7 +39,7 @@ pub struct Saved<'a, E> {
     pub context: &'a CudaView<'a, E>,
     /// Scalars from one row of the context to the next.
     pub stride: usize,
-    /// `log(sum(exp(scores)))` of each row, `[heads][tokens]`.
+    /// `log(sum(exp(scores)))` of each row, that of a sink among them, `[heads][tokens]`.
     pub log_sums: &'a CudaView<'a, f32>,
     /// Gradient of the context, `[tokens][heads * head_dim]`.
     pub d_context: &'a CudaView<'a, E>,
@@ -181,6 +183,9 @@ impl Attention<'_> {
         if tokens == 0 {
             return Ok(());
         }
+        let sinks = self.sinks.as_ref().map(|s| s.device_ptr(gpu.stream()));
+        // None is a null pointer.
+        let sinks_at = sinks.as_ref().map_or(0, |(at, _guard)| *at);
         // SAFETY: all lengths and the alignment of qkv have just been checked.
         unsafe {
             launch!(
@@ -192,6 +197,7 @@ impl Attention<'_> {
                     context,
                     log_sums,
                     &self.starts,
+                    &sinks_at,
                     &queries,
                     &keys,
                     &dimension,
@@ -261,6 +267,39 @@ impl Attention<'_> {
         Ok(())
     }
 
+    /// Computes the gradient of the sinks, where there are some.
+    pub fn backward_sinks<E: GpuElement>(
+        &self,
+        gpu: &Gpu,
+        saved: &Saved<E>,
+        d_sinks: &mut CudaViewMut<f32>,
+    ) -> Result<(), GpuError> {
+        let Some(sinks) = &self.sinks else {
+            return Ok(());
+        };
+        let [heads, _, _, tokens] = self.shape();
+        assert!(
+            sinks.len() == heads as usize && d_sinks.len() == sinks.len(),
+            "a sink of each head"
+        );
+        let (context, log_sums) = (saved.context.len(), saved.log_sums.len());
+        self.check(gpu, saved.qkv, context, saved.stride, log_sums);
+        if tokens == 0 {
+            return gpu.fill_zero(d_sinks);
+        }
+        let deltas = self.deltas(gpu, saved)?;
+        let grid = Grid::rows(sinks.len(), THREADS);
+        // SAFETY: there is a log sum and a delta of each token of each head, and a sink of each head.
+        unsafe {
+            launch!(
+                gpu,
+                "attention_sinks",
+                grid,
+                [sinks, saved.log_sums, &deltas, d_sinks, &tokens]
+            )
+        }
+    }
+
     /// Computes `sum(context * d_context)` of each row of each head, `[heads][tokens]`.
     fn deltas<E: GpuElement>(
         &self,
@@ -316,6 +355,7 @@ impl Attention<'_> {
         let last_row = tokens.saturating_sub(1) * stride;
         assert!(
             self.ends.len() == tokens
+                && self.sinks.as_ref().is_none_or(|sinks| sinks.len() == heads)
                 && qkv.len() == tokens * self.layout.width()
                 && log_sums == heads * tokens
                 && stride >= width

@@ -10,7 +10,7 @@ use crate::engine::cuda::gpu::{Gpu, Grid};
 use crate::launch;
 
 /// The number of an activation in the kernels.
-fn number(activation: Activation) -> i32 {
+pub(super) fn number(activation: Activation) -> i32 {
     match activation {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,

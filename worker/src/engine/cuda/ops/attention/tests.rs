@@ -26,13 +26,16 @@ struct Case {
     window: Option<usize>,
     scale: f32,
     cap: Option<f32>,
+    /// Whether heads have sinks.
+    sinks: bool,
 }
 
-/// All that the operation gives: rows of the context with their gaps, log sums, and the gradient of qkv.
+/// All that the operation gives: rows of the context with their gaps, log sums, and the gradients of qkv and of the sinks.
 struct Results<E> {
     context: Vec<E>,
     log_sums: Vec<f32>,
     d_qkv: Vec<E>,
+    d_sinks: Vec<f32>,
 }
 
 impl Case {
@@ -46,7 +49,15 @@ impl Case {
             window: None,
             scale: 1.0 / (layout.head_dim as f32).sqrt(),
             cap: None,
+            sinks: false,
         }
+    }
+
+    /// One of each head, small and large ones.
+    fn sinks(&self) -> Option<Vec<f32>> {
+        let sinks = random_values(self.layout.heads, 7);
+        let sinks = sinks.into_iter().map(|sink| 4.0 * sink).collect();
+        self.sinks.then_some(sinks)
     }
 
     fn tokens(&self) -> usize {
@@ -86,12 +97,14 @@ impl Case {
     fn run<E: GpuElement + Element>(&self, gpu: &Gpu) -> Results<E> {
         let [qkv, d_context] = self.input::<E>().map(|values| gpu.upload(&values).unwrap());
         let [starts, ends] = self.borders().map(|values| gpu.upload(&values).unwrap());
+        let sinks = self.sinks().map(|sinks| gpu.upload(&sinks).unwrap());
         let attention = Attention {
             layout: self.layout,
             starts: starts.as_view(),
             ends: ends.as_view(),
             scale: self.scale,
             cap: self.cap,
+            sinks: sinks.as_ref().map(DeviceBuffer::as_view),
         };
         let (tokens, stride) = (self.tokens(), self.out_width() + self.gap);
         let (rows, sums) = (tokens * stride, self.layout.heads * tokens);
@@ -117,10 +130,15 @@ impl Case {
         attention
             .backward(gpu, &saved, &mut d_qkv.as_view_mut())
             .unwrap();
+        let mut d_sinks = gpu.zeroed::<f32>(self.layout.heads).unwrap();
+        attention
+            .backward_sinks(gpu, &saved, &mut d_sinks.as_view_mut())
+            .unwrap();
         Results {
             context: gpu.download(&context, rows).unwrap(),
             log_sums: gpu.download(&log_sums, sums).unwrap(),
             d_qkv: gpu.download(&d_qkv, qkv.len()).unwrap(),
+            d_sinks: gpu.download(&d_sinks, self.layout.heads).unwrap(),
         }
     }
 
@@ -131,17 +149,19 @@ impl Case {
             Some(window) => segments.windowed(window),
             None => segments,
         };
+        let sinks = self.sinks();
         let attention = plain::Attention {
             layout: self.layout,
             segments: &segments,
             scale: self.scale,
             cap: self.cap,
-            sinks: None,
+            sinks: sinks.as_deref(),
         };
         let mut results = Results {
             context: vec![0.0; d_context.len()],
             log_sums: vec![0.0; self.layout.heads * self.tokens()],
             d_qkv: vec![0.0; qkv.len()],
+            d_sinks: vec![0.0; self.layout.heads],
         };
         attention.forward(&qkv, &mut results.context, &mut results.log_sums);
         let saved = plain::Saved {
@@ -151,6 +171,7 @@ impl Case {
             log_sums: &results.log_sums,
         };
         attention.backward(&saved, &mut results.d_qkv);
+        attention.backward_sinks(&saved, &mut results.d_sinks, false);
         results
     }
 
@@ -181,6 +202,12 @@ impl Case {
             &what("d_qkv"),
             &wide(&found.d_qkv),
             &expected.d_qkv,
+            tolerance,
+        );
+        assert_near(
+            &what("d_sinks"),
+            &found.d_sinks,
+            &expected.d_sinks,
             tolerance,
         );
     }
@@ -269,6 +296,23 @@ fn scores_are_scaled_and_limited_as_on_the_processor() {
 }
 
 #[test]
+fn sinks_take_their_share_of_every_row() {
+    let Some(gpu) = gpu() else { return };
+    for (heads, key_value_heads, head_dim) in [(4, 2, 64), (2, 1, 128), (3, 1, 200)] {
+        let mut case = Case::new(layout(heads, key_value_heads, head_dim), &[70, 1, 20, 5]);
+        let without = case.run::<f32>(gpu);
+        case.sinks = true;
+        case.check_both(gpu);
+        let with = case.run::<f32>(gpu);
+        assert!(with.d_sinks.iter().all(|d| *d != 0.0));
+        let mut sums = with.log_sums.iter().zip(&without.log_sums);
+        assert!(sums.all(|(with, without)| with > without));
+        (case.window, case.gap) = (Some(33), 8);
+        case.check_both(gpu);
+    }
+}
+
+#[test]
 fn rows_of_the_context_lie_within_wider_ones() {
     let Some(gpu) = gpu() else { return };
     for gap in [3, 8] {
@@ -287,14 +331,16 @@ fn the_same_input_gives_the_same_bits() {
             context,
             log_sums,
             d_qkv,
+            d_sinks,
         } = case.run::<bf16>(gpu);
-        let log_sums: Vec<u32> = log_sums.into_iter().map(f32::to_bits).collect();
+        let wide = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+        let [log_sums, d_sinks]: [Vec<u32>; 2] = [log_sums, d_sinks].map(wide);
         let narrow = |values: Vec<bf16>| values.into_iter().map(bf16::to_bits).collect();
         let [context, d_qkv]: [Vec<u16>; 2] = [context, d_qkv].map(narrow);
-        (context, log_sums, d_qkv)
+        (context, log_sums, d_qkv, d_sinks)
     };
     assert_eq!(bits(&case), bits(&case));
-    (case.window, case.cap) = (Some(40), Some(2.0));
+    (case.window, case.cap, case.sinks) = (Some(40), Some(2.0), true);
     assert_eq!(bits(&case), bits(&case));
 }
 

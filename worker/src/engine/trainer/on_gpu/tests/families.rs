@@ -1,5 +1,6 @@
-//! Every family that has no experts trains on the GPU as on the processor, each with all that tells it from the others.
+//! Every family with attention in all layers trains on the GPU as on the processor, each with all that tells it from the others.
 
+use common::model::ModelConfig;
 use serde_json::{Value, json};
 
 use super::*;
@@ -80,12 +81,41 @@ fn families() -> Vec<Value> {
         ),
         with("GlmForCausalLM", json!({"attention_bias": true})),
         with("Glm4ForCausalLM", json!({})),
+        // A shared expert, and a dense layer behind.
+        with("Qwen2MoeForCausalLM", json!({})),
+        with(
+            "Qwen3MoeForCausalLM",
+            json!({"mlp_only_layers": [], "num_experts": 7, "num_experts_per_tok": 3}),
+        ),
+        with("MixtralForCausalLM", json!({"sliding_window": 7})),
+        with("OlmoeForCausalLM", json!({"norm_topk_prob": false})),
+        with(
+            "GptOssForCausalLM",
+            json!({
+                "attention_bias": true, "sliding_window": 6, "swiglu_limit": 0.5,
+                "layer_types": ["sliding_attention", "full_attention"]
+            }),
+        ),
     ]
+}
+
+/// Those of them that have experts.
+fn mixtures() -> Vec<Value> {
+    let all = families().into_iter();
+    all.filter(|json| {
+        let path = "config.json".as_ref();
+        ModelConfig::parse(json, path).unwrap().experts.is_some()
+    })
+    .collect()
 }
 
 /// Runs `work` with a folder of each family, and with what it is called.
 fn for_each(work: impl Fn(&Path, &str)) {
-    for config in families() {
+    for_each_of(families(), work);
+}
+
+fn for_each_of(configs: Vec<Value>, work: impl Fn(&Path, &str)) {
+    for config in configs {
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), &config, 7);
         work(dir.path(), &config.to_string());
@@ -116,10 +146,15 @@ fn a_slot_s_gradient_and_loss_are_those_of_the_processor() {
     });
 }
 
+/// A token goes through all experts that there are: else rounding sends one through another, here or there.
 #[test]
 fn a_bfloat16_base_is_as_close_to_a_float32_one_as_on_the_processor() {
     let Some(gpu) = gpu() else { return };
-    for_each(|dir, what| {
+    let configs = families().into_iter().map(|mut config| {
+        config["num_experts_per_tok"] = config["num_experts"].clone();
+        config
+    });
+    for_each_of(configs.collect(), |dir, what| {
         let run = |device, base_dtype| {
             let job = JobSpec {
                 base_dtype,
@@ -204,6 +239,70 @@ fn a_packed_block_equals_its_documents_one_by_one() {
         let apart = gradient_norm(MeanSource::Values(&difference)) / norm;
         assert!(apart < 1e-5, "{what}: {apart}");
     });
+}
+
+/// In which it is told from the loss of the tokens: its coefficient is large, and few experts have most of the tokens.
+#[test]
+fn the_router_s_loss_is_that_of_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    for mut config in mixtures() {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config, 7);
+        config["output_router_logits"] = true.into();
+        config["router_aux_loss_coef"] = 0.5.into();
+        let folder = dir.path().join("config.json");
+        let losses = |device: &ComputeDevice, method: Method| {
+            let mut trainer = trained(device.clone(), dir.path(), job(method));
+            let slot = slot_sums(&mut trainer, 1, &blocks());
+            let evaluated = trainer.eval_slot(&blocks()).unwrap();
+            (slot, evaluated.loss_sum)
+        };
+        let without = losses(&gpu, Method::Full).1;
+        std::fs::write(&folder, config.to_string()).unwrap();
+        for method in methods() {
+            let found = losses(&gpu, method.clone());
+            let expected = losses(&ComputeDevice::Cpu, method.clone());
+            let apart = distance(&found.0.0, &expected.0.0);
+            assert!(apart < 1e-5, "{config} {method:?}: {apart}");
+            for (found, expected) in [(found.0.1, expected.0.1), (found.1, expected.1)] {
+                let apart = found / expected - 1.0;
+                assert!(apart.abs() < 1e-5, "{config} {method:?}: {apart}");
+            }
+            assert!(found.1 > 1.01 * without, "{config}");
+        }
+        let bits = |gradient_checkpointing| {
+            let job = JobSpec {
+                gradient_checkpointing,
+                ..job(Method::Full)
+            };
+            slot_sums(&mut trained(gpu.clone(), dir.path(), job), 1, &blocks())
+        };
+        assert!(bits(Checkpointing::Never) == bits(Checkpointing::Always));
+    }
+}
+
+#[test]
+fn experts_of_4_bits_have_the_processor_s_numbers() {
+    let Some(gpu) = gpu() else { return };
+    for architecture in ["OlmoeForCausalLM", "GptOssForCausalLM"] {
+        let dir = model(architecture);
+        let run = |device, quantization| {
+            let job = JobSpec {
+                quantization,
+                ..job(lora(TargetModules::AllLinear, 0.0))
+            };
+            slot_sums(&mut trained(device, dir.path(), job), 1, &blocks())
+        };
+        let how = Some(Quantization {
+            nested_scales: true,
+            embeddings: false,
+            experts: true,
+        });
+        let (found, expected) = (run(gpu.clone(), how), run(ComputeDevice::Cpu, how));
+        let apart = distance(&found.0, &expected.0);
+        assert!(apart < 1e-5, "{architecture}: {apart}");
+        assert!((found.1 / expected.1 - 1.0).abs() < 1e-5, "{architecture}");
+    }
 }
 
 #[test]
