@@ -276,11 +276,11 @@ impl Parts<'_> {
             let (name, count) = (format!("{prefix}{name}"), experts.sizes.count);
             let bias = format!("{name}{FUSED_BIAS}");
             let part = |name, shape| TensorPart { name, shape, index };
-            Ok(ExpertLinear::Fused(TransposedLinear {
+            Ok(ExpertLinear::Fused(Box::new(TransposedLinear {
                 weight: self.part(part(&name, &[count, input, out]))?,
                 bias: self.part(part(&bias, &[count, out]))?,
                 lora,
-            }))
+            })))
         };
         let (width, hidden) = (experts.sizes.width, self.config.hidden_size);
         let [gate_up, down] = experts.fused_tensors();

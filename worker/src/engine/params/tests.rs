@@ -8,6 +8,13 @@ fn parameters(collect: Collect) -> Parameters {
     Parameters::new(layout, vec![1.0, 2.0, 3.0, 4.0, 5.0], collect)
 }
 
+fn change(parameters: &Parameters, write: impl FnOnce(&mut [f32])) {
+    parameters.update(|weights| match weights {
+        FlatWeights::Float32(flat) => write(flat),
+        FlatWeights::Bfloat16(_) => unreachable!("float32 weights"),
+    });
+}
+
 fn fill(parameters: &Parameters, name: &str, value: f32) {
     let weight = parameters.weight(name).unwrap();
     weight.add_gradient(|_, gradient, accumulate| {
@@ -27,10 +34,7 @@ fn accumulator() -> Accumulator {
 fn an_update_in_place_is_seen_by_every_view() {
     let parameters = parameters(Collect::Slot);
     let b = parameters.weight("b").unwrap();
-    parameters.update(|weights| match weights {
-        FlatWeights::Float32(flat) => flat.iter_mut().for_each(|w| *w *= 10.0),
-        FlatWeights::Bfloat16(_) => unreachable!("float32 weights"),
-    });
+    change(&parameters, |flat| flat.iter_mut().for_each(|w| *w *= 10.0));
     assert_eq!(*b.read_f32(), [40.0, 50.0]);
     assert!(parameters.weight("c").is_none());
 }
@@ -106,14 +110,14 @@ fn a_tensor_has_its_gradient_once_all_of_its_parts_have() {
 fn every_so_manieth_column_is_a_matrix_of_its_own() {
     for collect in [Collect::Slot, Collect::Sums] {
         let layout = Layout::new([("m".into(), vec![2, 4]), ("n".into(), vec![4, 1])]);
-        let values = (0..12).map(|x| x as f32).collect();
+        let values: Vec<f32> = (0..12).map(|x| x as f32).collect();
         let parameters = Parameters::new(layout, values, collect);
         let columns = parameters.columns("m", 2).unwrap();
         let rows = parameters.rows("n", 2).unwrap();
         assert_eq!(columns[1].dims(), [2, 2]);
         assert_eq!(*columns[1].read_f32(), [1.0, 3.0, 5.0, 7.0]);
         assert_eq!(*rows[1].read_f32(), [10.0, 11.0]);
-        parameters.update(|flat| flat[3] = 30.0);
+        change(&parameters, |flat| flat[3] = 30.0);
         assert_eq!(*columns[1].read_f32(), [1.0, 30.0, 5.0, 7.0]);
         let mut accumulator = Accumulator::new(Reduction::Exact, 12);
         for (slot, given) in [(0, 1), (1, 2), (2, 2)] {

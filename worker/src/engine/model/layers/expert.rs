@@ -21,7 +21,7 @@ pub enum ExpertLinear {
     /// Linears of their own, without biases. What adapts them adapts them together, as Transformers has them in one.
     Apart(Projection),
     /// A part of a tensor that has those of all experts, with a bias.
-    Fused(TransposedLinear),
+    Fused(Box<TransposedLinear>),
 }
 
 /// What is between an expert's layers.

@@ -195,11 +195,11 @@ fn fused_reference(x: &Tensor, weights: &TestWeights) -> Result<Tensor> {
 fn fused_experts_with_biases_equal_the_reference() {
     let weights = fused_weights();
     let linear = |name: String| {
-        ExpertLinear::Fused(TransposedLinear {
+        ExpertLinear::Fused(Box::new(TransposedLinear {
             weight: weights.trainable(&name),
             bias: weights.trainable(&format!("{name}_bias")),
             lora: None,
-        })
+        }))
     };
     let layer = Experts {
         norm: None,
