@@ -169,6 +169,17 @@ impl Layer {
             .collect()
     }
 
+    /// Bytes of free buffers that stay in the processor's pool where layers of two kinds follow each other, because those of one kind
+    /// fit the other badly: about half of what the smaller kind takes between its projections.
+    pub fn left_over(layers: &[Self]) -> u64 {
+        let largest = |is_linear: bool| {
+            let kind = layers.iter();
+            let kind = kind.filter(|layer| layer.linear.is_some() == is_linear);
+            kind.map(Self::backward_to_qkv).max().unwrap_or(0)
+        };
+        largest(true).min(largest(false)) / 2
+    }
+
     /// Bytes of so many columns in the engine's element type.
     fn narrow(&self, columns: u64) -> u64 {
         self.tokens * columns * self.element

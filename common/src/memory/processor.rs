@@ -40,7 +40,8 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     let layers = Layer::all(shape, work, element, 1, Place::Processor);
     // What the loss took stays in the engine's pool, because nothing else is as large.
     let loss = loss(shape, work, element);
-    let peak = pass(&layers, work.checkpointing, 0, loss);
+    let stays = loss + Layer::left_over(&layers);
+    let peak = pass(&layers, work.checkpointing, 0, stays);
     let peak = peak.or_at(Moment::Update, update(shape, work));
     Bytes {
         weights: frozen + shape.tables(work),
