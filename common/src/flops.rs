@@ -112,7 +112,7 @@ fn names(gpu: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::job::{BaseDtype, Reduction};
-    use crate::memory::{Fused, LINEARS};
+    use crate::memory::{Experts, Fused, LINEARS};
 
     /// Llama 3.1 8B.
     const LARGE: Shape = Shape {
@@ -203,6 +203,36 @@ mod tests {
         let packed = lora.in_context(64.0);
         let expected = expected - attention * (1.0 - 64.0 / 4096.0);
         assert!((packed / expected - 1.0).abs() < 1e-3, "{packed:e}");
+    }
+
+    #[test]
+    fn of_adapters_on_experts_those_count_that_a_token_goes_through() {
+        let shape = Shape {
+            experts: Some(Experts {
+                count: 8,
+                per_token: 2,
+                width: 1024,
+                shared: None,
+                layers: vec![true; LARGE.layers],
+                biased: false,
+            }),
+            ..LARGE
+        };
+        let of = |ranks: [usize; 3]| {
+            let lora = Trained::Adapters {
+                dropout: false,
+                magnitudes: false,
+                biases: Default::default(),
+                lora_bias: false,
+                ranks: vec![[0; LINEARS]; LARGE.layers],
+                experts: vec![ranks; LARGE.layers],
+                tokens: Default::default(),
+            };
+            per_token(&shape, &work(lora)).products
+        };
+        let (gate_up, down, router) = (4096 + 2048, 1024 + 4096, 4096 + 8);
+        let scalars = 32 * (2 * (16 * gate_up + 4 * down) + 8 * router);
+        assert_eq!(of([16, 4, 8]) - of([0; 3]), 6.0 * f64::from(scalars));
     }
 
     #[test]

@@ -420,10 +420,6 @@ fn adapters_on_experts_are_told_and_what_is_none_of_their_parameters_is_refused(
             "the model has no experts",
         ),
         (
-            both().set("lora_dropout", json!(0.1)),
-            "goes with no `lora_target_parameters` in PEFT",
-        ),
-        (
             both().set("lora_target_modules", json!(["q_proj", "gate_proj"])),
             "and experts in lora_target_parameters",
         ),
