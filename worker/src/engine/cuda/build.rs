@@ -139,13 +139,13 @@ impl Parts<'_> {
                 },
             },
             mlp: match config.experts_of(layer) {
-                None => FeedForward::Dense(Mlp {
+                None => FeedForward::Dense(Box::new(Mlp {
                     norm: layer_norm(config.norms.mlp_input)?,
                     gate_up: self.projection(&prefix, &gate_up)?,
                     down: self.projection(&prefix, &down)?,
                     residual: residual(config.norms.mlp_output)?,
                     activation: config.activation,
-                }),
+                })),
                 Some(experts) => {
                     let norm = layer_norm(config.norms.mlp_input)?;
                     let shared = [gate_up, down, shared];

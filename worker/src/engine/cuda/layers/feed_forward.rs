@@ -13,14 +13,14 @@ use crate::engine::ops::router_loss::RouterLoss;
 
 /// The feed-forward half of a decoder layer.
 pub enum FeedForward<E> {
-    Dense(Mlp<E>),
+    Dense(Box<Mlp<E>>),
     Experts(Box<Experts<E>>),
 }
 
 /// What its backward pass needs beside the input.
 pub enum FeedForwardActivations<E> {
     Dense(MlpActivations<E>),
-    Experts(ExpertActivations<E>),
+    Experts(Box<ExpertActivations<E>>),
 }
 
 impl<E: GpuElement> FeedForward<E> {
@@ -57,7 +57,8 @@ impl<E: GpuElement> FeedForward<E> {
         Ok(match self {
             Self::Dense(mlp) => FeedForwardActivations::Dense(mlp.forward_saving(x, pass)?),
             Self::Experts(experts) => {
-                FeedForwardActivations::Experts(experts.forward_saving(x, pass)?)
+                let activations = experts.forward_saving(x, pass)?;
+                FeedForwardActivations::Experts(Box::new(activations))
             }
         })
     }
@@ -109,7 +110,7 @@ impl<E: GpuElement> FeedForward<E> {
                 mlp.backward(x, activations, gradient, pass, sink)
             }
             (Self::Experts(experts), FeedForwardActivations::Experts(activations)) => {
-                experts.backward(x, activations, gradient, pass, sink)
+                experts.backward(x, *activations, gradient, pass, sink)
             }
             _ => unreachable!("activations of another layer"),
         }
