@@ -162,111 +162,117 @@ pub(super) enum Windows {
 }
 
 impl Family {
+    /// What the others are told from.
+    const LLAMA: Self = Self {
+        bias_key: "attention_bias",
+        qkv_bias: None,
+        output_bias: None,
+        default_attention_bias: false,
+        has_mlp_bias: false,
+        fused: Fused::NONE,
+        head_norms: HeadNormKind::None,
+        norms: LayerNorms::BEFORE,
+        norm_offset: false,
+        default_head_dim: None,
+        default_epsilon: 1e-6,
+        default_theta: 10_000.0,
+        default_rotated: None,
+        rotary_pairs: RotaryPairs::Halves,
+        default_tied: false,
+        is_gelu: false,
+        windows: Windows::Never,
+        default_window: 4096,
+        has_sinks: false,
+        has_output_gate: false,
+        has_linear_attention: false,
+        has_grouped_projections: false,
+        experts: None,
+    };
+
+    const GEMMA: Self = Self {
+        norms: LayerNorms::BOTH,
+        norm_offset: true,
+        default_head_dim: Some(256),
+        default_tied: true,
+        is_gelu: true,
+        windows: Windows::AllBut { every: 2 },
+        ..Self::LLAMA
+    };
+
+    const OLMO: Self = Self {
+        head_norms: HeadNormKind::AllHeads,
+        norms: LayerNorms::AFTER,
+        default_epsilon: 1e-5,
+        ..Self::LLAMA
+    };
+
+    const GLM: Self = Self {
+        output_bias: Some(false),
+        default_attention_bias: true,
+        fused: Fused {
+            qkv: false,
+            gate_up: true,
+        },
+        default_head_dim: Some(128),
+        default_epsilon: 1.5625e-7,
+        default_rotated: Some(0.5),
+        rotary_pairs: RotaryPairs::Neighbours,
+        ..Self::LLAMA
+    };
+
+    /// Attention in some layers, and linear attention in the others.
+    const HYBRID: Self = Self {
+        head_norms: HeadNormKind::EachHead,
+        norm_offset: true,
+        default_head_dim: Some(256),
+        default_rotated: Some(0.25),
+        has_output_gate: true,
+        has_linear_attention: true,
+        ..Self::LLAMA
+    };
+
     pub fn of(architecture: Architecture) -> Self {
-        let llama = Self {
-            bias_key: "attention_bias",
-            qkv_bias: None,
-            output_bias: None,
-            default_attention_bias: false,
-            has_mlp_bias: false,
-            fused: Fused::NONE,
-            head_norms: HeadNormKind::None,
-            norms: LayerNorms::BEFORE,
-            norm_offset: false,
-            default_head_dim: None,
-            default_epsilon: 1e-6,
-            default_theta: 10_000.0,
-            default_rotated: None,
-            rotary_pairs: RotaryPairs::Halves,
-            default_tied: false,
-            is_gelu: false,
-            windows: Windows::Never,
-            default_window: 4096,
-            has_sinks: false,
-            has_output_gate: false,
-            has_linear_attention: false,
-            has_grouped_projections: false,
-            experts: None,
-        };
-        let gemma = Self {
-            norms: LayerNorms::BOTH,
-            norm_offset: true,
-            default_head_dim: Some(256),
-            default_tied: true,
-            is_gelu: true,
-            windows: Windows::AllBut { every: 2 },
-            ..llama
-        };
-        let olmo = Self {
-            head_norms: HeadNormKind::AllHeads,
-            norms: LayerNorms::AFTER,
-            default_epsilon: 1e-5,
-            ..llama
-        };
-        let glm = Self {
-            output_bias: Some(false),
-            default_attention_bias: true,
-            fused: Fused {
-                qkv: false,
-                gate_up: true,
-            },
-            default_head_dim: Some(128),
-            default_epsilon: 1.5625e-7,
-            default_rotated: Some(0.5),
-            rotary_pairs: RotaryPairs::Neighbours,
-            ..llama
-        };
-        // Attention in some layers, and linear attention in the others.
-        let hybrid = Self {
-            head_norms: HeadNormKind::EachHead,
-            norm_offset: true,
-            default_head_dim: Some(256),
-            default_rotated: Some(0.25),
-            has_output_gate: true,
-            has_linear_attention: true,
-            ..llama
-        };
         match architecture {
             Architecture::Llama | Architecture::Granite => Self {
                 has_mlp_bias: true,
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::Qwen2 => Self {
                 qkv_bias: Some(true),
                 output_bias: Some(false),
                 windows: Windows::Asked,
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::Qwen3 => Self {
                 head_norms: HeadNormKind::EachHead,
                 default_head_dim: Some(128),
                 windows: Windows::Asked,
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::Mistral => Self {
                 qkv_bias: Some(false),
                 output_bias: Some(false),
                 windows: Windows::All,
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::SmolLm3 => Self {
                 has_mlp_bias: true,
                 default_theta: 2_000_000.0,
                 default_tied: true,
                 windows: Windows::Asked,
-                ..llama
+                ..Self::LLAMA
             },
-            Architecture::Gemma2 => gemma,
+            Architecture::Gemma2 => Self::GEMMA,
             Architecture::Gemma3 => Self {
                 head_norms: HeadNormKind::EachHead,
                 default_theta: 1_000_000.0,
                 windows: Windows::AllBut { every: 6 },
-                ..gemma
+                ..Self::GEMMA
             },
-            Architecture::Olmo2 => olmo,
+            Architecture::Olmo2 => Self::OLMO,
             Architecture::Olmo3 => Self {
                 windows: Windows::AllBut { every: 4 },
-                ..olmo
+                ..Self::OLMO
             },
             Architecture::Phi3 => Self {
                 qkv_bias: Some(false),
@@ -278,7 +284,7 @@ impl Family {
                 default_epsilon: 1e-5,
                 default_rotated: Some(1.0),
                 windows: Windows::AllWhereGiven,
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::Qwen2Moe => Self {
                 bias_key: "qkv_bias",
@@ -286,13 +292,13 @@ impl Family {
                 default_attention_bias: true,
                 windows: Windows::EveryOtherAsked,
                 experts: Some(ExpertKind::QWEN_SHARED),
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::Qwen3Moe => Self {
                 head_norms: HeadNormKind::EachHead,
                 windows: Windows::AllAsked,
                 experts: Some(ExpertKind::QWEN),
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::Mixtral => Self {
                 qkv_bias: Some(false),
@@ -301,13 +307,13 @@ impl Family {
                 default_theta: 1_000_000.0,
                 windows: Windows::AllWhereGiven,
                 experts: Some(ExpertKind::MIXTRAL),
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::Olmoe => Self {
                 head_norms: HeadNormKind::AllHeads,
                 default_epsilon: 1e-5,
                 experts: Some(ExpertKind::OLMOE),
-                ..llama
+                ..Self::LLAMA
             },
             Architecture::GptOss => Self {
                 default_attention_bias: true,
@@ -318,22 +324,22 @@ impl Family {
                 default_window: 128,
                 has_sinks: true,
                 experts: Some(ExpertKind::GPT_OSS),
-                ..llama
+                ..Self::LLAMA
             },
-            Architecture::Qwen35 => hybrid,
+            Architecture::Qwen35 => Self::HYBRID,
             Architecture::Qwen35Moe => Self {
                 experts: Some(ExpertKind::QWEN_3_5),
-                ..hybrid
+                ..Self::HYBRID
             },
             Architecture::Qwen3Next => Self {
                 has_grouped_projections: true,
                 experts: Some(ExpertKind::QWEN_NEXT),
-                ..hybrid
+                ..Self::HYBRID
             },
-            Architecture::Glm => glm,
+            Architecture::Glm => Self::GLM,
             Architecture::Glm4 => Self {
                 norms: LayerNorms::BOTH_OF_GLM,
-                ..glm
+                ..Self::GLM
             },
         }
     }

@@ -159,15 +159,60 @@ fn freshly_made_golden_files_agree() {
     dataset::check_dataset(folder.path());
 }
 
-#[test]
-fn peft_loads_the_adapter_and_generates_the_same_text() {
-    let Some(python) = Python::find() else { return };
-    let of = |class: &'static str, kind: &'static str| {
-        move |config: &mut Value| {
-            config["architectures"] = json!([class]);
-            config["model_type"] = kind.into();
+/// A configuration of this class.
+fn of(class: &'static str, kind: &'static str) -> impl Fn(&mut Value) + Copy {
+    move |config: &mut Value| {
+        config["architectures"] = json!([class]);
+        config["model_type"] = kind.into();
+    }
+}
+
+/// [`of`] a mixture of four experts.
+fn of_experts(class: &'static str, kind: &'static str) -> impl Fn(&mut Value) + Copy {
+    move |config: &mut Value| {
+        of(class, kind)(config);
+        for (key, value) in [
+            ("num_experts", 4),
+            ("num_experts_per_tok", 2),
+            ("moe_intermediate_size", 24),
+            ("shared_expert_intermediate_size", 40),
+        ] {
+            config[key] = value.into();
         }
-    };
+    }
+}
+
+fn gpt_oss(config: &mut Value) {
+    of("GptOssForCausalLM", "gpt_oss")(config);
+    config["attention_bias"] = true.into();
+    config["num_local_experts"] = 4.into();
+    config["num_experts_per_tok"] = 2.into();
+    config["intermediate_size"] = 24.into();
+    config["swiglu_limit"] = 0.8.into();
+    config["sliding_window"] = 7.into();
+    config["rope_scaling"] = json!({
+        "rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0, "beta_slow": 1.0, "truncate": false,
+        "original_max_position_embeddings": 64
+    });
+}
+
+/// Sizes of linear attention, in every other layer.
+fn linear(config: &mut Value) {
+    config["layer_types"] = Value::Null;
+    config["full_attention_interval"] = 2.into();
+    for (key, value) in [
+        ("linear_num_key_heads", 2),
+        ("linear_num_value_heads", 4),
+        ("linear_key_head_dim", 8),
+        ("linear_value_head_dim", 12),
+    ] {
+        config[key] = value.into();
+    }
+}
+
+#[test]
+fn peft_loads_every_kind_of_adapter_and_generates_the_same_text() {
+    let Some(python) = Python::find() else { return };
     check_adapter(&python, ["q_proj", "down_proj"], |_| {});
     for kind in [
         |lora: &mut LoraSpec| lora.use_dora = true,
@@ -195,38 +240,35 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
             of("Qwen2ForCausalLM", "qwen2"),
         );
     }
+}
+
+#[test]
+fn peft_loads_the_adapters_of_families_and_generates_the_same_text() {
+    let Some(python) = Python::find() else { return };
     let glm = of("Glm4ForCausalLM", "glm4");
     check_adapter(&python, ["q_proj", "gate_up_proj"], glm);
-    let of_experts = |class, kind| {
-        move |config: &mut Value| {
-            of(class, kind)(config);
-            for (key, value) in [
-                ("num_experts", 4),
-                ("num_experts_per_tok", 2),
-                ("moe_intermediate_size", 24),
-                ("shared_expert_intermediate_size", 40),
-            ] {
-                config[key] = value.into();
-            }
-        }
-    };
+    check_adapter(&python, ["qkv_proj", "gate_up_proj"], |config| {
+        of("Phi3ForCausalLM", "phi3")(config);
+        config["partial_rotary_factor"] = 0.75.into();
+        // The answer makes the text longer than this.
+        config["original_max_position_embeddings"] = 48.into();
+        config["rope_scaling"] = json!({
+            "type": "longrope", "short_factor": vec![1.25; 12], "long_factor": vec![4.0; 12]
+        });
+    });
+    check_adapter(&python, ["in_proj_qkv", "out_proj"], |config| {
+        of("Qwen3_5ForCausalLM", "qwen3_5_text")(config);
+        linear(config);
+    });
+}
+
+#[test]
+fn peft_loads_the_adapters_of_mixtures_and_generates_the_same_text() {
+    let Some(python) = Python::find() else { return };
     let qwen2 = of_experts("Qwen2MoeForCausalLM", "qwen2_moe");
     check_adapter(&python, ["shared_expert_gate", "down_proj"], qwen2);
     let qwen3 = of_experts("Qwen3MoeForCausalLM", "qwen3_moe");
     check_adapter(&python, ["q_proj", "o_proj"], qwen3);
-    let gpt_oss = |config: &mut Value| {
-        of("GptOssForCausalLM", "gpt_oss")(config);
-        config["attention_bias"] = true.into();
-        config["num_local_experts"] = 4.into();
-        config["num_experts_per_tok"] = 2.into();
-        config["intermediate_size"] = 24.into();
-        config["swiglu_limit"] = 0.8.into();
-        config["sliding_window"] = 7.into();
-        config["rope_scaling"] = json!({
-            "rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0, "beta_slow": 1.0, "truncate": false,
-            "original_max_position_embeddings": 64
-        });
-    };
     check_adapter(&python, ["q_proj", "o_proj"], gpt_oss);
     let experts = |lora: &mut LoraSpec| {
         let names = ["experts.down_proj", "experts.gate_up_proj"];
@@ -240,22 +282,6 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
         config["num_local_experts"] = 4.into();
     });
     check_kind(&python, ["q_proj", "o_proj"], experts, gpt_oss);
-    let linear = |config: &mut Value| {
-        config["layer_types"] = Value::Null;
-        config["full_attention_interval"] = 2.into();
-        for (key, value) in [
-            ("linear_num_key_heads", 2),
-            ("linear_num_value_heads", 4),
-            ("linear_key_head_dim", 8),
-            ("linear_value_head_dim", 12),
-        ] {
-            config[key] = value.into();
-        }
-    };
-    check_adapter(&python, ["in_proj_qkv", "out_proj"], |config| {
-        of("Qwen3_5ForCausalLM", "qwen3_5_text")(config);
-        linear(config);
-    });
     check_adapter(&python, ["in_proj_z", "down_proj"], |config| {
         of_experts("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text")(config);
         linear(config);
@@ -263,15 +289,6 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
     check_adapter(&python, ["in_proj_qkvz", "in_proj_ba"], |config| {
         of_experts("Qwen3NextForCausalLM", "qwen3_next")(config);
         linear(config);
-    });
-    check_adapter(&python, ["qkv_proj", "gate_up_proj"], |config| {
-        of("Phi3ForCausalLM", "phi3")(config);
-        config["partial_rotary_factor"] = 0.75.into();
-        // The answer makes the text longer than this.
-        config["original_max_position_embeddings"] = 48.into();
-        config["rope_scaling"] = json!({
-            "type": "longrope", "short_factor": vec![1.25; 12], "long_factor": vec![4.0; 12]
-        });
     });
 }
 
