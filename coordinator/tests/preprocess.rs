@@ -433,8 +433,11 @@ fn a_check_that_is_ended_leaves_nothing_in_the_temporary_folder() {
         let done = kill.args([signal, &child.id().to_string()]).status();
         assert!(done.unwrap().success());
     };
+    // Waiting for it would close its input, which ends it too.
+    let input = child.stdin.take();
     kill(&child, "-TERM");
     assert_eq!(child.wait().unwrap().code(), Some(75));
+    drop(input);
     assert_eq!(left(), Vec::<PathBuf>::new());
     // Nobody can do anything about that one, but the next start.
     let mut child = waiting();

@@ -195,6 +195,7 @@ impl Fields<'_> {
             scaling: RopeScaling::None,
         };
         let parameters = &self.json["rope_parameters"];
+        self.check_older_rope(parameters, &self.json["rope_scaling"])?;
         let by_type = |kind: &str| Some(&parameters[kind]).filter(|found| found.is_object());
         if let Some(full) = by_type("full_attention") {
             let sliding = by_type("sliding_attention").unwrap_or(full);
@@ -223,6 +224,26 @@ impl Fields<'_> {
             _ => self.rope_of(scaling, default_theta)?,
         };
         Ok((rope, older_local.map(local)))
+    }
+
+    /// Refuses what the older key says otherwise: Transformers takes that one then, and forgets the newer key.
+    fn check_older_rope(&self, parameters: &Value, older: &Value) -> Result<(), ModelError> {
+        let Some(older) = older.as_object().filter(|_| !parameters.is_null()) else {
+            return Ok(());
+        };
+        let differs = |(key, value): (&String, &Value)| {
+            let newer = match key.as_str() {
+                "type" => "rope_type",
+                key => key,
+            };
+            parameters[newer] != *value
+        };
+        match older.iter().any(differs) {
+            true => Err(self.bad(
+                "rope_scaling says something else than rope_parameters; Transformers takes the former: leave one of them out",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Both layouts: `rope_theta` with `rope_scaling`, and Transformers 5's `rope_parameters`, which holds them all.

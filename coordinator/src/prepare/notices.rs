@@ -19,6 +19,9 @@ impl Prepared {
         let counts = &self.data.counts;
         let mut notices = self.job.reading.notices.clone();
         notices.extend(self.model_notices.iter().cloned());
+        if self.job.pure_bf16 {
+            notices.push("pure_bf16: done on processors; a worker on a GPU refuses the job".into());
+        }
         notices.extend(self.data.notices.iter().cloned());
         if self.data.is_found && !self.has_own_data() {
             let path = self.data.file.path().display();

@@ -389,8 +389,8 @@ fn gemm_peak(args: &BenchArgs, device: &ComputeDevice, threads: usize) -> Result
     let is_narrow = args.dtype == Dtype::Bfloat16;
     match device {
         ComputeDevice::Cpu => {
-            // Full training on processors computes in float32 always.
-            let measure = || match is_narrow && args.mode == Mode::Lora {
+            // Full training on processors computes in the type of what it trains.
+            let measure = || match is_narrow && (args.mode == Mode::Lora || args.pure_bf16) {
                 true => product_speed::<bf16>(),
                 false => product_speed::<f32>(),
             };

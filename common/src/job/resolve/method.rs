@@ -308,7 +308,15 @@ fn check_parameters(reader: &mut Reader<'_>, spec: &LoraSpec) {
     let (given, absent) = match (other, reader.given(PARAMETERS)) {
         (Some(given), _) => (given, PARAMETERS),
         (None, Some(given)) => (given, field),
-        (None, None) => return,
+        // The adapter that training starts from has both.
+        (None, None) => {
+            if let Some(given) = reader.given("lora_model_dir") {
+                let message =
+                    format!("has `{field}` and target_parameters, which PEFT does not do together");
+                reader.problem(given, message);
+            }
+            return;
+        }
     };
     reader.problem(
         given,
@@ -380,7 +388,10 @@ fn agrees_with(reader: &mut Reader<'_>, spec: &LoraSpec, start: &StartingAdapter
     {
         let message = format!(
             "differs from the adapter of lora_model_dir, which has {}; remove it",
-            have.join(", ")
+            match have.is_empty() {
+                true => "none".to_owned(),
+                false => have.join(", "),
+            }
         );
         reader.problem(given, message);
     }
@@ -463,7 +474,7 @@ fn has_parameters(reader: &Reader<'_>) -> bool {
     let given = reader.given("lora_target_parameters");
     given.is_some_and(|given| {
         let is_empty = matches!(&given.node.value, Value::Sequence(items) if items.is_empty());
-        !is_empty && !given.is_switched_off()
+        !is_empty && !given.is_switched_off() && !given.node.is_text("none")
     })
 }
 

@@ -230,7 +230,7 @@ pub(super) const GROUPS: &[Group] = &[
         keys: &["fp16", "float16", "fp16_opt_level"],
         rule: Instead(
             OFF,
-            "the base weights are held in base_dtype (float32 or bfloat16), and all else is computed in float32, which is more exact",
+            "the base weights are held in base_dtype (float32 or bfloat16), and nothing is computed in float16, whose range is small",
         ),
     },
     Group {

@@ -70,6 +70,29 @@ fn older_and_newer_spellings_of_longrope_mean_the_same() {
     assert_eq!(newer.unwrap(), expected);
 }
 
+/// Transformers takes the older key then.
+#[test]
+fn an_older_key_that_says_something_else_than_the_newer_is_refused() {
+    let with = |older: Value| {
+        phi(|json| {
+            json["rope_parameters"] = json["rope_scaling"].take();
+            json["rope_parameters"]["rope_type"] = "longrope".into();
+            json["rope_scaling"] = older;
+        })
+    };
+    with(json!({"type": "longrope"})).unwrap();
+    for older in [
+        json!({"type": "linear"}),
+        json!({"rope_type": "longrope", "factor": 8.0}),
+    ] {
+        let refused = with(older).unwrap_err();
+        assert!(
+            refused.contains("rope_scaling says something else"),
+            "{refused}"
+        );
+    }
+}
+
 #[test]
 fn contradictions_of_longrope_are_refused_by_name() {
     type Change = fn(&mut Value);

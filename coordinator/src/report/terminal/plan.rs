@@ -264,7 +264,15 @@ fn method(job: &JobSpec) -> String {
     let narrowed = narrowed(&lora.shape);
     let modules = match (modules.is_empty(), &lora.shape.parameters[..]) {
         (_, []) => format!("{modules}{narrowed}"),
-        (true, parameters) => format!("{}{narrowed}", parameters.join(", ")),
+        (true, parameters) => {
+            // Layers and modules that are left out are those of linears.
+            let shape = AdapterShape {
+                layers: None,
+                excluded: None,
+                ..(*lora.shape).clone()
+            };
+            format!("{}{}", parameters.join(", "), self::narrowed(&shape))
+        }
         (false, parameters) => format!("{modules}{narrowed} and on {}", parameters.join(", ")),
     };
     let rank_stabilised = if lora.use_rslora {

@@ -376,8 +376,11 @@ impl Parts<'_> {
     }
 
     fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
+        let is_narrow = self.parameters.layout().weights == BaseDtype::Bfloat16;
         match self.parameters.weight(name) {
             Some(weight) => Ok(weight),
+            // As the model that is written has it.
+            None if is_narrow && shape.len() == 1 => self.source.rounded_vector(name, shape),
             None => self.source.tensor(name, shape, self.dtype),
         }
     }

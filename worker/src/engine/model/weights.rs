@@ -178,6 +178,15 @@ impl WeightSource {
         Ok(Weight::frozen_f32(values, shape))
     }
 
+    /// Reads or draws a frozen vector, rounded to bfloat16 but in float32.
+    pub fn rounded_vector(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
+        let mut narrow = vec![bf16::ZERO; shape.iter().product()];
+        self.read_bf16(name, shape, &mut narrow)?;
+        let mut values = Pool::default().take(narrow.len());
+        widen(&narrow, &mut values);
+        Ok(Weight::frozen_f32(values, shape))
+    }
+
     /// A frozen matrix in 4 bits, where the files hold it so, or where they hold numbers and these are to be quantised: as they
     /// are in `dtype`. None where it stays as it is.
     pub fn four_bits(

@@ -90,6 +90,7 @@ fn the_plan_names_the_parameters_of_experts_beside_linears_or_alone() {
     };
     let named = |on: &str| format!("method         LoRA, rank 16, alpha 32 on {on}");
     assert_eq!(method(&[]), named("a, up.b"));
+    assert_eq!(method(&[("layers_to_transform", "[1]")]), named("a, up.b"));
     let beside = [
         ("lora_target_modules", "[q_proj]"),
         ("layers_to_transform", "[1]"),
