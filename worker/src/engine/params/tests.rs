@@ -1,6 +1,8 @@
 //! Gradients of trainable tensors, whole and in parts, reach the accumulator.
 
 use super::*;
+use crate::engine::EngineError;
+use crate::engine::accumulator::Accumulator;
 use common::job::Reduction;
 
 fn parameters(collect: Collect) -> Parameters {
