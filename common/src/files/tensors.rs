@@ -230,7 +230,9 @@ pub enum NotFloat32 {
 
 /// A number that bfloat16 does not have, in words that follow the name of its tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
-#[error("holds {0:e}, which is beyond bfloat16: it would become infinite; use base_dtype: float32")]
+#[error(
+    "holds {0:e}, which is beyond bfloat16: it would become infinite; use base_dtype: float32, and no pure_bf16"
+)]
 pub struct NotBfloat16(pub f32);
 
 fn convert(bytes: &[u8], out: &mut [f32], to_f32: impl Fn(u16) -> f32) {

@@ -122,6 +122,11 @@ fn of_training(reader: &Reader<'_>, job: &JobSpec) -> Vec<Idle> {
         found.push(idle(&of_four_bits, "without load_in_4bit"));
     } else if reader.given("base_dtype").is_some() {
         found.push(idle(&["bnb_4bit_compute_dtype"], "with base_dtype"));
+    } else if reader
+        .given("pure_bf16")
+        .is_some_and(|given| !given.is_switched_off())
+    {
+        found.push(idle(&["bnb_4bit_compute_dtype"], "with pure_bf16"));
     }
     if let Method::Lora(lora) = &job.method
         && lora.model_dir.is_some()

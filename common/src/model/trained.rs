@@ -146,13 +146,33 @@ fn conflict_of_adapter(
     unfrozen: &NamePatterns,
 ) -> Result<Option<String>, String> {
     let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
-    let mut names = modules.iter().map(AdaptedModule::weight);
-    Ok(names.find(|name| !unfrozen.fit(name)).map(|name| {
+    let files = base_tensors(config);
+    let is_named = |module: &AdaptedModule| {
+        unfrozen.fit(&module.weight())
+            || module.stack.is_some() && {
+                let layer = module.path.split(".mlp.").next().unwrap_or_default();
+                let mut names = files.iter().map(|(name, _)| name);
+                names.any(|name| is_of_experts(config, layer, name) && unfrozen.fit(name))
+            }
+    };
+    let left_out = modules.iter().find(|module| !is_named(module));
+    Ok(left_out.map(AdaptedModule::weight).map(|name| {
         format!(
             "leaves out {name}, which the job puts an adapter on; name linears in lora_target_modules and layers in \
              layers_to_transform instead, and remove it"
         )
     }))
+}
+
+/// Whether a tensor is one of the experts or the router of a layer, by the names that files have, which are not those that adapters
+/// on them are named by.
+fn is_of_experts(config: &ModelConfig, layer: &str, name: &str) -> bool {
+    config.experts.as_ref().is_some_and(|experts| {
+        let block = format!("{layer}.{}.", experts.names.block);
+        let router = format!("{}.", experts.names.router);
+        let within = name.strip_prefix(&block).unwrap_or_default();
+        within.starts_with("experts.") || within.starts_with(&router)
+    })
 }
 
 /// What else of a job of full training the patterns leave no room for.

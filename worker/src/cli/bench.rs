@@ -119,6 +119,8 @@ pub enum BenchError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("--pure-bf16 goes with --mode full: adapters are trained in float32")]
+    PureBf16,
     #[error("the device did not open within {seconds} s")]
     Hangs { seconds: u64 },
     #[error("{failures} checks failed")]
@@ -206,6 +208,9 @@ impl Default for BenchArgs {
 
 /// Measures a training step of the model and prints the result.
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
+    if args.pure_bf16 && args.mode == Mode::Lora {
+        return Err(BenchError::PureBf16);
+    }
     let work = Work::of(&args, args.device.open()?)?;
     if !args.json {
         crate::print(format!("needed       {}\n", work.needed.told()));

@@ -112,6 +112,9 @@ fn eight_bits_and_settings_without_effect_are_told() {
             "bnb_4bit_quant_type, quantize_embeddings, quantize_moe_experts: changes nothing without load_in_4bit"
         ]
     );
+    let pure = notices("adapter: qlora\npure_bf16: true\nbnb_4bit_compute_dtype: float32\n");
+    let told = "bnb_4bit_compute_dtype: changes nothing with pure_bf16";
+    assert!(pure.iter().any(|line| line == told), "{pure:?}");
     let eight = notices("stage: sft\nquantization_bit: 8\n");
     assert!(
         eight
