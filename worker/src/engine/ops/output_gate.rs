@@ -7,6 +7,9 @@ use super::element::Element;
 use super::rope::HeadLayout;
 use super::vector::{dispatch, sigmoid};
 
+/// Scalars that a thread takes at a time.
+const TILE: usize = 1 << 14;
+
 /// Columns of a projection in which each query is followed by its gate, and keys and values come last.
 pub fn projected_width(layout: HeadLayout) -> usize {
     layout.width() + gates_width(layout)
@@ -62,7 +65,6 @@ pub fn join<E: Element>((qkv, gates): (&[E], &[E]), layout: HeadLayout, projecte
 
 /// Computes `y` of the context; all have the same shape.
 pub fn forward<E: Element>(context: &[E], gates: &[E], y: &mut [E]) {
-    const TILE: usize = 1 << 14;
     y.par_chunks_mut(TILE)
         .zip(context.par_chunks(TILE))
         .zip(gates.par_chunks(TILE))
@@ -80,7 +82,6 @@ pub fn forward<E: Element>(context: &[E], gates: &[E], y: &mut [E]) {
 
 /// Turns `dy`, the gradient of the result, into that of the context, and writes that of the gates.
 pub fn backward<E: Element>(context: &[E], gates: &[E], dy: &mut [f32], d_gates: &mut [E]) {
-    const TILE: usize = 1 << 14;
     dy.par_chunks_mut(TILE)
         .zip(d_gates.par_chunks_mut(TILE))
         .zip(context.par_chunks(TILE))

@@ -100,7 +100,7 @@ impl GatedDeltaNet {
         }
         let mut y = pass.pool.take(x.len());
         let output_low_rank = {
-            let h = self.opened(&projected, &read, pass);
+            let h = self.gated(&projected, &read, pass);
             self.residual
                 .forward(&self.output, (x, &h[..]), &mut y, pass)
         };
@@ -142,7 +142,7 @@ impl GatedDeltaNet {
         let first = all.len().saturating_sub(self.conv.reach() * width);
         state.convolved = all[first..].to_vec();
         let mut y = pass.pool.take(x.len());
-        let h = self.opened(&projected, &read, pass);
+        let h = self.gated(&projected, &read, pass);
         self.residual
             .forward(&self.output, (x, &h[..]), &mut y, pass);
         y
@@ -192,15 +192,15 @@ impl GatedDeltaNet {
         } = activations;
         let mut d_read = pool.take(read.len());
         {
-            let opened = || self.opened(projected, read, pass);
-            let dy = self.residual.backward(&self.output, opened, gradient, pass);
+            let gated = || self.gated(projected, read, pass);
+            let dy = self.residual.backward(&self.output, gated, gradient, pass);
             let du = self
                 .output
                 .backward_input(&dy[..], &mut d_read, pass.context());
             if self.output.learns() {
                 let u = &activations.output_low_rank;
                 self.output
-                    .backward_weights(&opened(), u, &dy, &du, pass.context());
+                    .backward_weights(&gated(), u, &dy, &du, pass.context());
             }
         }
         let mut d_projected = pool.take::<E>(projected.len());
@@ -297,11 +297,11 @@ impl GatedDeltaNet {
     }
 
     /// What the output layer reads, `[tokens][heads.values()]`.
-    fn opened<E: Element>(&self, projected: &[E], read: &[E], pass: Pass) -> Buffer<E> {
-        let mut opened = pass.pool.take::<E>(read.len());
+    fn gated<E: Element>(&self, projected: &[E], read: &[E], pass: Pass) -> Buffer<E> {
+        let mut gated = pass.pool.take::<E>(read.len());
         let gates = self.columns(projected, pass).z;
-        self.output_norm.forward(read, gates, &mut opened);
-        opened
+        self.output_norm.forward(read, gates, &mut gated);
+        gated
     }
 }
 

@@ -14,7 +14,7 @@ use crate::engine::ops::vector::{self, dispatch};
 const EPSILON: f32 = 1e-6;
 /// The logarithm below which nothing is left. What would be is far below the last place of anything that is read, and products
 /// with it would come to numbers that are too small to be normal ones, with which processors take a hundred times as long.
-const FORGOTTEN: f32 = -50.0;
+const LEAST_LOG: f32 = -50.0;
 
 /// What is computed of a chunk, on its way through.
 #[derive(Default)]
@@ -45,7 +45,7 @@ pub(super) struct Chunk {
     /// The values that are written.
     pub values: Vec<f32>,
     /// Keys, as what is left of them behind the chunk.
-    pub faded: Vec<f32>,
+    pub decayed_keys: Vec<f32>,
     sums: Vec<f32>,
 }
 
@@ -149,12 +149,12 @@ impl Chunk {
         dispatch(
             #[inline(always)]
             || {
-                vector::map1(since, sums, left_of);
-                vector::map1(until, sums, |own| left_of(sum - own));
+                vector::map1(since, sums, decay_of);
+                vector::map1(until, sums, |own| decay_of(sum - own));
                 for (row, decays) in decays.chunks_exact_mut(rows).enumerate() {
                     let own = sums[row];
                     vector::map1(&mut decays[..=row], &sums[..=row], |before| {
-                        left_of(own - before)
+                        decay_of(own - before)
                     });
                 }
             },
@@ -258,33 +258,33 @@ impl Chunk {
 
     /// Turns the state before the chunk into that behind it.
     pub fn advance(&mut self, state: &mut [f32]) {
-        self.fade();
+        self.decay_keys();
         let left = self.left();
         dispatch(
             #[inline(always)]
             || vector::scale(state, left),
         );
-        let (faded, values) = (self.view(&self.faded), self.wide(&self.values));
-        times_turned(state, true, faded, values);
+        let (decayed_keys, values) = (self.view(&self.decayed_keys), self.wide(&self.values));
+        times_turned(state, true, decayed_keys, values);
     }
 
     /// Computes the keys as what is left of them behind the chunk.
-    pub fn fade(&mut self) {
+    pub fn decay_keys(&mut self) {
         let Self {
-            faded,
+            decayed_keys,
             keys,
             until,
             key_dim,
             ..
         } = self;
-        faded.resize(keys.len(), 0.0);
-        let lines = faded
+        decayed_keys.resize(keys.len(), 0.0);
+        let lines = decayed_keys
             .chunks_exact_mut(*key_dim)
             .zip(keys.chunks_exact(*key_dim));
-        for ((faded, key), left) in lines.zip(until) {
+        for ((decayed_keys, key), left) in lines.zip(until) {
             dispatch(
                 #[inline(always)]
-                || vector::map1(faded, key, |key| key * *left),
+                || vector::map1(decayed_keys, key, |key| key * *left),
             );
         }
     }
@@ -292,9 +292,9 @@ impl Chunk {
 
 /// What is left, of its logarithm.
 #[inline(always)]
-fn left_of(log: f32) -> f32 {
+fn decay_of(log: f32) -> f32 {
     let left = vector::exp(log);
-    if log < FORGOTTEN { 0.0 } else { left }
+    if log < LEAST_LOG { 0.0 } else { left }
 }
 
 /// Divides rows by their lengths and multiplies them by `scale`.

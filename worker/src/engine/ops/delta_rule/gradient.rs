@@ -28,7 +28,7 @@ pub(super) struct ChunkGradient {
     system: Vec<f32>,
     query_reads: Vec<f32>,
     key_reads: Vec<f32>,
-    faded: Vec<f32>,
+    decayed_keys: Vec<f32>,
 }
 
 impl ChunkGradient {
@@ -57,14 +57,14 @@ impl ChunkGradient {
             values.resize(rows, 0.0);
         }
         if !is_last {
-            chunk.fade();
+            chunk.decay_keys();
         }
         let chunk = &*chunk;
         let (scores, values) = (chunk.square(&chunk.scores), chunk.wide(&chunk.values));
         times_turned(&mut self.solved, false, scores, d_out);
         if !is_last {
-            let (faded, d_state) = (chunk.view(&chunk.faded), chunk.state(d_state));
-            times(&mut self.solved, true, faded, d_state, Along::Rows);
+            let (decayed_keys, d_state) = (chunk.view(&chunk.decayed_keys), chunk.state(d_state));
+            times(&mut self.solved, true, decayed_keys, d_state, Along::Rows);
         }
         times(&mut self.scores, false, d_out, values, Along::Columns);
         self.solve(chunk);
@@ -179,7 +179,7 @@ impl ChunkGradient {
         is_last: bool,
     ) {
         let (rows, size) = (chunk.rows, chunk.key_dim);
-        for values in [&mut self.queries, &mut self.keys, &mut self.faded] {
+        for values in [&mut self.queries, &mut self.keys, &mut self.decayed_keys] {
             values.resize(rows * size, 0.0);
         }
         match state {
@@ -198,7 +198,13 @@ impl ChunkGradient {
         let left = chunk.left();
         if !is_last {
             let (values, behind) = (chunk.wide(&chunk.values), chunk.state(d_state));
-            times(&mut self.faded, false, values, behind, Along::Columns);
+            times(
+                &mut self.decayed_keys,
+                false,
+                values,
+                behind,
+                Along::Columns,
+            );
             let mut of_all = match state {
                 None => 0.0,
                 Some(state) => {
@@ -210,13 +216,13 @@ impl ChunkGradient {
             };
             for row in 0..rows {
                 let own = row * size..(row + 1) * size;
-                let (faded, until) = (&self.faded[own.clone()], chunk.until[row]);
+                let (decayed_keys, until) = (&self.decayed_keys[own.clone()], chunk.until[row]);
                 let (keys, key) = (&mut self.keys[own.clone()], &chunk.keys[own]);
                 let of_row = dispatch(
                     #[inline(always)]
                     || {
-                        vector::add_scaled(keys, faded, until);
-                        until * vector::dot(faded, key)
+                        vector::add_scaled(keys, decayed_keys, until);
+                        until * vector::dot(decayed_keys, key)
                     },
                 );
                 self.kept[row] -= of_row;
