@@ -166,6 +166,7 @@ fn linear_attention_is_the_same_with_two_workers() {
 #[test]
 fn linear_attention_with_experts_is_the_same_with_two_workers() {
     two_workers_with_linear_attention("Qwen3NextForCausalLM", "qwen3_next");
+    two_workers_with_linear_attention("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text");
 }
 
 fn two_workers_with_linear_attention(class: &str, model_type: &str) {
