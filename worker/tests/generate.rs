@@ -56,21 +56,7 @@ fn model() -> tempfile::TempDir {
 /// An adapter of rank 1 for one module.
 fn adapter(module: &str, columns: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let config = AdapterConfig {
-        base_model_name_or_path: None,
-        revision: None,
-        r: 1,
-        lora_alpha: 2.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        use_dora: false,
-        biases: Default::default(),
-        lora_bias: false,
-        init: Default::default(),
-        target_modules: TargetModules::Named(vec!["q_proj".into()]),
-        shape: Default::default(),
-        tokens: Default::default(),
-    };
+    let config = AdapterConfig::new(1, 2.0, TargetModules::Named(vec!["q_proj".into()]));
     config.write(folder.path()).unwrap();
     let zeros = vec![0u8; 4 * columns];
     let name = |factor| format!("base_model.model.{module}.lora_{factor}.weight");

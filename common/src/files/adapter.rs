@@ -55,6 +55,25 @@ pub struct AdapterConfig {
 }
 
 impl AdapterConfig {
+    /// An adapter that is as PEFT makes it where nothing else is said.
+    pub fn new(r: usize, lora_alpha: f64, target_modules: TargetModules) -> Self {
+        Self {
+            base_model_name_or_path: None,
+            revision: None,
+            r,
+            lora_alpha,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            use_dora: false,
+            biases: TrainedBiases::default(),
+            lora_bias: false,
+            init: AdapterInit::default(),
+            target_modules,
+            shape: AdapterShape::default(),
+            tokens: TrainedTokens::default(),
+        }
+    }
+
     /// The config of a job's adapter. `target_modules` are the resolved ones, in any order.
     pub fn from_lora(
         lora: &LoraSpec,
@@ -388,18 +407,17 @@ mod tests {
     fn config() -> AdapterConfig {
         AdapterConfig {
             base_model_name_or_path: Some("models/tiny".into()),
-            revision: None,
-            r: 4,
-            lora_alpha: 8.0,
             lora_dropout: 0.05,
             use_rslora: true,
             use_dora: true,
             biases: TrainedBiases::LoraOnly,
             lora_bias: true,
             init: AdapterInit::Orthogonal,
-            target_modules: TargetModules::Named(vec!["q_proj".into(), "v_proj".into()]),
-            shape: AdapterShape::default(),
-            tokens: TrainedTokens::default(),
+            ..AdapterConfig::new(
+                4,
+                8.0,
+                TargetModules::Named(vec!["q_proj".into(), "v_proj".into()]),
+            )
         }
     }
 

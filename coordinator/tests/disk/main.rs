@@ -80,21 +80,11 @@ fn received(store: &Store, step: u64) -> Received {
         layout,
     };
     let folder = store.begin(step).unwrap();
-    let format = WeightsFormat::Adapter(AdapterConfig {
-        base_model_name_or_path: None,
-        revision: None,
-        r: 2,
-        lora_alpha: 4.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        use_dora: false,
-        biases: Default::default(),
-        lora_bias: false,
-        init: Default::default(),
-        target_modules: TargetModules::Named(vec!["q_proj".into()]),
-        shape: Default::default(),
-        tokens: Default::default(),
-    });
+    let format = WeightsFormat::Adapter(AdapterConfig::new(
+        2,
+        4.0,
+        TargetModules::Named(vec!["q_proj".into()]),
+    ));
     let mut files = Entries::default();
     snapshot.write_files(&mut files, &format).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();

@@ -224,21 +224,18 @@ impl WorkerContext {
         session: Session,
         collective: Arc<Collective>,
     ) -> Result<SessionOutcome, WorkerError> {
+        let fetcher = self.fetcher(client.clone(), &session, &collective)?;
         let Session {
             admission,
             up,
             down,
         } = session;
-        let cache = match &self.options.cache_dir {
-            Some(cache) => cache.clone(),
-            None => default_cache()?,
-        };
         let power = (self.device.clone(), self.threads());
         let (failures, upload_failures) = mpsc::channel(1);
         let (given_up, reasons) = mpsc::channel(1);
         let uploads = Uploads::new(client.clone(), admission.worker, failures);
         let blocks = Arc::new(Blocks::new(
-            client.clone(),
+            client,
             admission.job.clone(),
             admission.blocks.clone(),
         ));
@@ -247,13 +244,6 @@ impl WorkerContext {
             let (job_digest, run) = (admission.job_digest.clone(), admission.run.clone());
             EngineThread::new(job_digest, run, collective.clone())
         });
-        let peers = Peers {
-            shared: collective.shared_files().clone(),
-            up: up.downgrade(),
-            run_id: admission.exchange_id(),
-            worker: admission.worker,
-            unusable: Mutex::default(),
-        };
         let forwarder = Forwarder {
             orders: engine.orders.clone(),
             up: up.clone(),
@@ -283,12 +273,6 @@ impl WorkerContext {
             uploads,
             forwarding: tokio::spawn(forwarder.forward(down)),
         };
-        let fetcher = Fetcher {
-            client,
-            cache,
-            peers,
-            snapshots: hub_cache::snapshots(self.options.hub_cache.as_deref(), &admission.job),
-        };
         let mut ends = Ends {
             is_ready: engine.ready_flag(),
             reasons,
@@ -301,6 +285,33 @@ impl WorkerContext {
         let serving = serve(engine, line, admission, fetcher, power, status);
         let happened = ends.first(serving, &mut tie).await;
         self.decide(happened, tie).await
+    }
+
+    /// What gets the files of the model, from where they are nearest.
+    fn fetcher(
+        &self,
+        client: Client,
+        session: &Session,
+        collective: &Collective,
+    ) -> Result<Fetcher, WorkerError> {
+        let admission = &session.admission;
+        let cache = match &self.options.cache_dir {
+            Some(cache) => cache.clone(),
+            None => default_cache()?,
+        };
+        let peers = Peers {
+            shared: collective.shared_files().clone(),
+            up: session.up.downgrade(),
+            run_id: admission.exchange_id(),
+            worker: admission.worker,
+            unusable: Mutex::default(),
+        };
+        Ok(Fetcher {
+            client,
+            cache,
+            peers,
+            snapshots: hub_cache::snapshots(self.options.hub_cache.as_deref(), &admission.job),
+        })
     }
 
     async fn decide(

@@ -20,37 +20,8 @@ pub fn check_adapter(
     tied: bool,
 ) -> Result<(), FileError> {
     let config = AdapterConfig::read(dir)?;
-    let refuse = |reason: String| Err(FileError::malformed(dir, reason));
-    if config.r != lora.r {
-        return refuse(format!(
-            "its rank is {}, the job's lora_r is {}",
-            config.r, lora.r
-        ));
-    }
-    let on = |is_on: bool| is_on.to_string();
-    for (field, found, wanted) in [
-        ("use_dora", on(config.use_dora), on(lora.use_dora)),
-        ("lora_bias", on(config.lora_bias), on(lora.lora_bias)),
-        (
-            "bias",
-            config.biases.name().to_owned(),
-            lora.biases.name().to_owned(),
-        ),
-    ] {
-        if found != wanted {
-            return refuse(format!("its {field} is {found}, the job's is {wanted}"));
-        }
-    }
-    let (found, wanted) = (&config.shape.parameters, &lora.shape.parameters);
-    if found != wanted {
-        let told = |names: &[String]| match names {
-            [] => "none".to_owned(),
-            names => names.join(", "),
-        };
-        let (found, wanted) = (told(found), told(wanted));
-        return refuse(format!(
-            "its target_parameters are {found}, the job's {wanted}"
-        ));
+    if let Some(reason) = other_kind(&config, lora) {
+        return Err(FileError::malformed(dir, reason));
     }
     for name in [ADAPTER_CONFIG, ADAPTER_WEIGHTS] {
         check_link(dir, name)?;
@@ -61,43 +32,82 @@ pub fn check_adapter(
     for linear in linears {
         expected.extend(adapter_tensors(linear, lora));
     }
-    let missing: Vec<&str> = expected
-        .keys()
-        .map(String::as_str)
-        .filter(|name| file.get(name).is_none())
-        .collect();
-    let extra: Vec<&str> = file
-        .names()
-        .filter(|name| {
-            !expected.contains_key(*name)
-                && !is_kept_beside_tokens(name, &config.tokens, tied)
-                && !is_kept_beside_factors(name, |name| expected.contains_key(name))
-        })
-        .collect();
-    for (names, what) in [
-        (&missing, "lacks"),
-        (&extra, "has, beside what the job trains,"),
-    ] {
-        if !names.is_empty() {
-            return refuse(format!(
-                "the adapter {what} {}; it is of another model, or of other lora_target_modules",
-                listed(names)
-            ));
-        }
+    let is_known = |name: &str| {
+        expected.contains_key(name)
+            || is_kept_beside_tokens(name, &config.tokens, tied)
+            || is_kept_beside_factors(name, |name| expected.contains_key(name))
+    };
+    if let Some(reason) = other_names(&file, expected.keys().map(String::as_str), is_known) {
+        return Err(FileError::malformed(dir, reason));
     }
     for (name, shape) in &expected {
-        let view = file.expect(name, shape)?;
-        if !view.is_readable() {
-            let reason = format!(
-                "tensor {name} is {:?}; floating-point numbers are needed",
-                view.dtype
-            );
-            return Err(FileError::malformed(&path, reason));
-        }
-        view.check_range()
-            .map_err(|reason| FileError::malformed(&path, format!("tensor {name} {reason}")))?;
+        check_tensor(&path, &file, name, shape)?;
     }
     Ok(())
+}
+
+/// In what an adapter is of another kind than the job's.
+fn other_kind(config: &AdapterConfig, lora: &LoraSpec) -> Option<String> {
+    if config.r != lora.r {
+        let told = format!("its rank is {}, the job's lora_r is {}", config.r, lora.r);
+        return Some(told);
+    }
+    let on = |is_on: bool| is_on.to_string();
+    let biases = [config.biases, lora.biases].map(|biases| biases.name().to_owned());
+    for (field, [found, wanted]) in [
+        ("use_dora", [config.use_dora, lora.use_dora].map(on)),
+        ("lora_bias", [config.lora_bias, lora.lora_bias].map(on)),
+        ("bias", biases),
+    ] {
+        if found != wanted {
+            return Some(format!("its {field} is {found}, the job's is {wanted}"));
+        }
+    }
+    let parameters = [&config.shape.parameters, &lora.shape.parameters];
+    let [found, wanted] = parameters.map(|names| match &names[..] {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    });
+    (parameters[0] != parameters[1])
+        .then(|| format!("its target_parameters are {found}, the job's {wanted}"))
+}
+
+/// Which of the names that are expected an adapter lacks, or which it has that nobody knows.
+fn other_names<'a>(
+    file: &TensorFile,
+    expected: impl Iterator<Item = &'a str>,
+    is_known: impl Fn(&str) -> bool,
+) -> Option<String> {
+    let missing: Vec<&str> = expected.filter(|name| file.get(name).is_none()).collect();
+    let extra: Vec<&str> = file.names().filter(|name| !is_known(name)).collect();
+    let (names, what) = match (&missing[..], &extra[..]) {
+        ([], []) => return None,
+        ([], extra) => (extra, "has, beside what the job trains,"),
+        (missing, _) => (missing, "lacks"),
+    };
+    Some(format!(
+        "the adapter {what} {}; it is of another model, or of other lora_target_modules",
+        listed(names)
+    ))
+}
+
+/// Refuses a tensor that is of another shape, or no numbers.
+fn check_tensor(
+    path: &Path,
+    file: &TensorFile,
+    name: &str,
+    shape: &[usize],
+) -> Result<(), FileError> {
+    let view = file.expect(name, shape)?;
+    let reason = match view.is_readable() {
+        false => format!("is {:?}; floating-point numbers are needed", view.dtype),
+        true => match view.check_range() {
+            Ok(()) => return Ok(()),
+            Err(reason) => reason.to_string(),
+        },
+    };
+    let reason = format!("tensor {name} {reason}");
+    Err(FileError::malformed(path, reason))
 }
 
 #[cfg(test)]
@@ -127,19 +137,8 @@ mod tests {
 
     fn config(use_dora: bool) -> AdapterConfig {
         AdapterConfig {
-            base_model_name_or_path: None,
-            revision: None,
-            r: 2,
-            lora_alpha: 4.0,
-            lora_dropout: 0.0,
-            use_rslora: false,
             use_dora,
-            biases: Default::default(),
-            lora_bias: false,
-            init: Default::default(),
-            target_modules: TargetModules::Named(vec!["up_proj".into()]),
-            shape: Default::default(),
-            tokens: Default::default(),
+            ..AdapterConfig::new(2, 4.0, TargetModules::Named(vec!["up_proj".into()]))
         }
     }
 

@@ -54,21 +54,11 @@ fn in_bfloat16() -> Snapshot {
 }
 
 pub fn adapter() -> WeightsFormat {
-    WeightsFormat::Adapter(AdapterConfig {
-        base_model_name_or_path: None,
-        revision: None,
-        r: 2,
-        lora_alpha: 4.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        use_dora: false,
-        biases: Default::default(),
-        lora_bias: false,
-        init: Default::default(),
-        target_modules: TargetModules::Named(vec!["q_proj".into()]),
-        shape: Default::default(),
-        tokens: Default::default(),
-    })
+    WeightsFormat::Adapter(AdapterConfig::new(
+        2,
+        4.0,
+        TargetModules::Named(vec!["q_proj".into()]),
+    ))
 }
 
 fn model(dtype: Dtype) -> WeightsFormat {

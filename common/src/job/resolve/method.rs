@@ -193,66 +193,10 @@ fn start(
 
 fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: bool) -> LoraSpec {
     let (model_dir, model_source, start) = start(reader, is_lora, output_dir, begins_anew);
-    let r = reader.size("lora_r", 1..=MAX_RANK as u64);
-    let r = r.or(start.as_ref().map(|s| s.r));
-    // What LLaMA-Factory takes where nothing is given (`finetuning_args.py`, 0.9.5).
-    let (usual_r, usual_alpha) = match reader.dialect {
-        Dialect::LlamaFactory => (8, 2.0 * r.unwrap_or(8) as f64),
-        Dialect::Usual => (16, 32.0),
-    };
-    let target_modules = target_modules(reader);
-    let tokens = trained_tokens(reader);
-    let shape = adapter_shape(reader);
-    let init = adapter_init(reader);
-    let shape = match &start {
-        Some(start) => shape.or(&start.shape),
-        None => shape,
-    };
     let spec = LoraSpec {
-        r: r.unwrap_or(usual_r),
-        alpha: reader
-            .number("lora_alpha", "a number above 0, at most 10^6", |n| {
-                n > 0.0 && n <= 1e6
-            })
-            .or(start.as_ref().map(|s| s.alpha))
-            .unwrap_or(usual_alpha),
-        dropout: reader
-            .below_one("lora_dropout")
-            .or(start.as_ref().map(|s| s.dropout))
-            .unwrap_or(0.0),
-        target_modules: target_modules
-            .or(start.as_ref().map(|s| s.target_modules.clone()))
-            .unwrap_or(match shape.parameters.is_empty() {
-                true => TargetModules::AllLinear,
-                // Who names parameters alone wants no others.
-                false => TargetModules::Named(Vec::new()),
-            }),
-        use_rslora: reader
-            .switch("use_rslora")
-            .or(start.as_ref().map(|s| s.use_rslora))
-            .unwrap_or(false),
-        use_dora: reader
-            .switch("use_dora")
-            .or(start.as_ref().map(|s| s.use_dora))
-            .unwrap_or(false),
-        biases: biases(reader)
-            .or(start.as_ref().map(|s| s.biases))
-            .unwrap_or_default(),
-        lora_bias: lora_bias(reader)
-            .or(start.as_ref().map(|s| s.lora_bias))
-            .unwrap_or(false),
-        // An adapter that is there has its factors.
-        init: match &start {
-            Some(_) => AdapterInit::default(),
-            None => init,
-        },
-        shape: Box::new(shape),
-        tokens: match tokens.is_none() {
-            true => start.as_ref().map(|s| s.tokens.clone()).unwrap_or_default(),
-            false => tokens,
-        },
         model_dir,
         model_source,
+        ..as_written(reader, start.as_ref())
     };
     if is_lora {
         check_parameters(reader, &spec);
@@ -273,6 +217,58 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
         reader.problem(given, message.to_owned());
     }
     spec
+}
+
+/// The adapter that the job describes; what it does not say is as in the adapter that it starts from.
+fn as_written(reader: &mut Reader<'_>, start: Option<&StartingAdapter>) -> LoraSpec {
+    let r = reader.size("lora_r", 1..=MAX_RANK as u64);
+    let r = r.or(start.map(|s| s.r));
+    // What LLaMA-Factory takes where nothing is given (`finetuning_args.py`, 0.9.5).
+    let (usual_r, usual_alpha) = match reader.dialect {
+        Dialect::LlamaFactory => (8, 2.0 * r.unwrap_or(8) as f64),
+        Dialect::Usual => (16, 32.0),
+    };
+    let alpha = reader.number("lora_alpha", "a number above 0, at most 10^6", |n| {
+        n > 0.0 && n <= 1e6
+    });
+    let dropout = reader.below_one("lora_dropout");
+    let target_modules = target_modules(reader).or(start.map(|s| s.target_modules.clone()));
+    let tokens = Some(trained_tokens(reader)).filter(|tokens| !tokens.is_none());
+    let shape = adapter_shape(reader);
+    let init = adapter_init(reader);
+    let shape = match start {
+        Some(start) => shape.or(&start.shape),
+        None => shape,
+    };
+    let use_rslora = reader.switch("use_rslora");
+    let use_dora = reader.switch("use_dora");
+    let biases = biases(reader).or(start.map(|s| s.biases));
+    let lora_bias = lora_bias(reader).or(start.map(|s| s.lora_bias));
+    LoraSpec {
+        r: r.unwrap_or(usual_r),
+        alpha: alpha.or(start.map(|s| s.alpha)).unwrap_or(usual_alpha),
+        dropout: dropout.or(start.map(|s| s.dropout)).unwrap_or(0.0),
+        target_modules: target_modules.unwrap_or(match shape.parameters.is_empty() {
+            true => TargetModules::AllLinear,
+            // Who names parameters alone wants no others.
+            false => TargetModules::Named(Vec::new()),
+        }),
+        use_rslora: use_rslora.or(start.map(|s| s.use_rslora)).unwrap_or(false),
+        use_dora: use_dora.or(start.map(|s| s.use_dora)).unwrap_or(false),
+        biases: biases.unwrap_or_default(),
+        lora_bias: lora_bias.unwrap_or(false),
+        // An adapter that is there has its factors.
+        init: match start {
+            Some(_) => AdapterInit::default(),
+            None => init,
+        },
+        shape: Box::new(shape),
+        tokens: tokens
+            .or(start.map(|s| s.tokens.clone()))
+            .unwrap_or_default(),
+        model_dir: None,
+        model_source: None,
+    }
 }
 
 /// Which biases of the base model are trained.

@@ -2,10 +2,13 @@
 
 use super::*;
 
+/// The digest of a job with an adapter, and of one that says more.
+fn digests(more: &str) -> [String; 2] {
+    ["", more].map(|more| job(&format!("adapter: lora\n{more}")).digest())
+}
+
 #[test]
-fn the_digest_follows_what_decides_the_result() {
-    let base = job("adapter: lora\n").digest();
-    assert_eq!(base.len(), 64);
+fn the_digest_is_the_same_whatever_does_not_decide_the_result() {
     for same in [
         "output_dir: elsewhere\n",
         "resume: never\n",
@@ -34,12 +37,14 @@ fn the_digest_follows_what_decides_the_result() {
         "model_config: {}\n",
         "pure_bf16: false\n",
     ] {
-        assert_eq!(
-            job(&format!("adapter: lora\n{same}")).digest(),
-            base,
-            "{same}"
-        );
+        let [base, found] = digests(same);
+        assert_eq!(base.len(), 64);
+        assert_eq!(found, base, "{same}");
     }
+}
+
+#[test]
+fn the_digest_is_another_for_all_that_decides_the_result() {
     for other in [
         "seed: 1\n",
         "lora_r: 8\n",
@@ -71,12 +76,13 @@ fn the_digest_follows_what_decides_the_result() {
         "output_router_logits: true\n",
         "router_aux_loss_coef: 0.1\n",
     ] {
-        assert_ne!(
-            job(&format!("adapter: lora\n{other}")).digest(),
-            base,
-            "{other}"
-        );
+        let [base, found] = digests(other);
+        assert_ne!(found, base, "{other}");
     }
+}
+
+#[test]
+fn the_digest_follows_evaluations_where_they_decide_what_comes_out() {
     let evaluated = |more: &str| job(&format!("val_set_size: 4\n{more}")).digest();
     let steps = evaluated("eval_steps: 2\n");
     for same in [
@@ -99,6 +105,11 @@ fn the_digest_follows_what_decides_the_result() {
     ] {
         assert_ne!(evaluated(other), best, "{other}");
     }
+}
+
+#[test]
+fn the_digest_is_one_of_sets_and_not_of_where_they_lie() {
+    let base = job("adapter: lora\n").digest();
     let moved = load_text("base_model: elsewhere\ndatasets: moved.jsonl\nadapter: lora\n").unwrap();
     assert_eq!(moved.digest(), base);
     let one_more = load_text("base_model: m\ndatasets: [a, b]\nadapter: lora\n").unwrap();
