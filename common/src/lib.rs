@@ -12,6 +12,7 @@ pub mod flops;
 pub mod hangup;
 pub mod host;
 pub mod hub;
+pub mod instruction_set;
 pub mod job;
 pub mod logging;
 pub mod manual;

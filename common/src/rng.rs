@@ -63,8 +63,8 @@ impl CounterRng {
 
     /// Standard normal (Box and Muller, 1958).
     pub fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (2.0 * std::f64::consts::PI * self.uniform()).cos()
+        let radius = (-2.0 * libm::log(1.0 - self.uniform())).sqrt();
+        radius * libm::cos(2.0 * std::f64::consts::PI * self.uniform())
     }
 
     /// Fisher and Yates.

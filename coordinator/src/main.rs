@@ -38,6 +38,11 @@ fn main() -> ExitCode {
             return ExitCode::from(exit::USAGE);
         }
     }
+    if let Err(error) = common::instruction_set::check() {
+        complain(&error);
+        streams::finish();
+        return ExitCode::from(exit::USAGE);
+    }
     let code = match arguments.command {
         Command::Start(arguments) => start::run(&arguments).unwrap_or_else(|error| {
             complain(&error);

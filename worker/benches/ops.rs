@@ -23,12 +23,10 @@ use worker::engine::ops::cross_entropy::{self, LogitRule, LossHead};
 use worker::engine::ops::delta_gates::Gates;
 use worker::engine::ops::delta_rule::{DeltaHeads, DeltaRule, Inputs};
 use worker::engine::ops::element::Element;
-use worker::engine::ops::gemm::{self};
 use worker::engine::ops::lora_linear::Lora;
-use worker::engine::ops::matrix::{Along, Target, View};
-use worker::engine::ops::matrix::{Matrix, MatrixMut};
+use worker::engine::ops::matrix::{Along, MatrixMut, Target, View};
 use worker::engine::ops::output_layer::OutputLayer;
-use worker::engine::ops::product::multiply;
+use worker::engine::ops::product::{multiply, multiply_turned};
 use worker::engine::ops::projection::{Context, Linear, Projection};
 use worker::engine::ops::rms_norm::RmsNorm;
 use worker::engine::ops::rope::{HeadLayout, Rope, RopeTable};
@@ -132,10 +130,12 @@ fn weight_gradient(criterion: &mut Criterion) {
     let mut dw = vec![0f32; INTERMEDIATE * HIDDEN];
     group.bench_function("weight gradient", |bencher| {
         bencher.iter(|| {
-            let mut target = MatrixMut::new(&mut dw, INTERMEDIATE, HIDDEN);
-            let dy = Matrix::new(&dy, TOKENS, INTERMEDIATE).transposed();
-            let x = Matrix::new(&x, TOKENS, HIDDEN);
-            gemm::multiply(&mut target, false, 1.0, dy, x, gemm::all_threads());
+            let target = MatrixMut::new(&mut dw, INTERMEDIATE, HIDDEN);
+            let (dy, x) = (
+                View::new(&dy, TOKENS, INTERMEDIATE),
+                View::new(&x, TOKENS, HIDDEN),
+            );
+            multiply_turned(target, false, dy, x);
         });
     });
     group.finish();

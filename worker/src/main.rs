@@ -163,6 +163,9 @@ fn main() -> ExitCode {
             end_with(USAGE, &error.to_string());
         }
     }
+    if let Err(error) = common::instruction_set::check() {
+        end_with(USAGE, &error);
+    }
     let code = match cli.command {
         Command::Join(args) => run_join(args),
         Command::Generate(args) => finish(generate::run(args)),

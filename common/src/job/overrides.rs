@@ -14,6 +14,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "DEVICE",
     "EXCHANGE_HOST",
     "FAILPOINT",
+    "ISA",
     "JOB",
     "LISTEN",
     "LOCAL_WORKERS",

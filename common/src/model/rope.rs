@@ -109,7 +109,7 @@ impl Rope {
     /// Positions per radian of a pair.
     fn period(&self, pair: usize, dimensions: usize) -> f32 {
         let exponent = (2 * pair) as f32 / dimensions as f32;
-        self.theta.powf(f64::from(exponent)) as f32
+        libm::pow(self.theta, f64::from(exponent)) as f32
     }
 
     /// The frequencies of pairs that are slowed down by a factor each.
@@ -149,7 +149,7 @@ impl RopeScaling {
                 // The pair that turns so many times over the original positions.
                 let pair_of = |turns: f64| {
                     let positions = original_positions / (turns * 2.0 * std::f64::consts::PI);
-                    dimensions as f64 * positions.ln() / (2.0 * theta.ln())
+                    dimensions as f64 * libm::log(positions) / (2.0 * libm::log(theta))
                 };
                 let (low, high) = (pair_of(beta_fast), pair_of(beta_slow));
                 let (low, high) = match truncate {
@@ -283,7 +283,10 @@ impl Fields<'_> {
                     beta_fast: given("beta_fast", 32.0),
                     beta_slow: given("beta_slow", 1.0),
                     original_positions: number("original_max_position_embeddings")?,
-                    attention_factor: given("attention_factor", 0.1 * factor.max(1.0).ln() + 1.0),
+                    attention_factor: given(
+                        "attention_factor",
+                        0.1 * libm::log(factor.max(1.0)) + 1.0,
+                    ),
                     truncate: scaling["truncate"].as_bool().unwrap_or(true),
                 }
             }
@@ -336,7 +339,7 @@ impl Fields<'_> {
             false if original == 1 => {
                 return Err(self.bad("original_max_position_embeddings of 1 cannot be scaled"));
             }
-            false => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+            false => (1.0 + libm::log(factor) / libm::log(original as f64)).sqrt(),
         };
         Ok(RopeScaling::Long {
             short_factors: self.factors(scaling, "short_factor")?,

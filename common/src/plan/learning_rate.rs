@@ -88,7 +88,7 @@ fn warming_up(scheduler: &LrScheduler, peak: f64, at: &At) -> Option<f64> {
         LrScheduler::WarmupStableDecay(stages) => {
             let factor = match stages.warmup_type {
                 Stage::Linear => share,
-                Stage::Cosine => 0.5 * (1.0 - (PI * share).cos()),
+                Stage::Cosine => 0.5 * (1.0 - libm::cos(PI * share)),
                 Stage::OneMinusSqrt => 1.0 - (1.0 - share).sqrt(),
             };
             Some(peak * above(stages.min_lr_ratio, factor))
@@ -110,7 +110,7 @@ fn factor(scheduler: &LrScheduler, peak: f64, at: &At) -> f64 {
         LrScheduler::Constant | LrScheduler::ConstantWithWarmup => 1.0,
         LrScheduler::Linear => 1.0 - at.progress(),
         LrScheduler::Cosine | LrScheduler::CosineAfterQuadraticWarmup => {
-            0.5 * (1.0 + (PI * at.progress()).cos())
+            0.5 * (1.0 + libm::cos(PI * at.progress()))
         }
         LrScheduler::CosineWaves { num_cycles } => waves(num_cycles, at.progress()),
         LrScheduler::CosineThenConstant {
@@ -118,7 +118,7 @@ fn factor(scheduler: &LrScheduler, peak: f64, at: &At) -> f64 {
             constant_lr_ratio,
         } => cosine_then_constant(min_lr_ratio, constant_lr_ratio, at),
         LrScheduler::CosineWithRestarts { num_cycles } => {
-            0.5 * (1.0 + (PI * ((num_cycles * at.progress()) % 1.0)).cos())
+            0.5 * (1.0 + libm::cos(PI * ((num_cycles * at.progress()) % 1.0)))
         }
         LrScheduler::CosineWithMinLr {
             min_lr_rate,
@@ -134,7 +134,7 @@ fn factor(scheduler: &LrScheduler, peak: f64, at: &At) -> f64 {
         }
         LrScheduler::Polynomial { lr_end, power } => {
             let left = 1.0 - at.progress();
-            ((peak - lr_end) * left.powf(power) + lr_end) / peak
+            ((peak - lr_end) * libm::pow(left, power) + lr_end) / peak
         }
         LrScheduler::InverseSqrt { timescale } => inverse_sqrt(timescale, at),
         LrScheduler::WarmupStableDecay(stages) => stable_and_decay(&stages, at),
@@ -149,14 +149,14 @@ fn above(lowest: f64, factor: f64) -> f64 {
 }
 
 fn waves(num_cycles: f64, progress: f64) -> f64 {
-    0.5 * (1.0 + (PI * num_cycles * 2.0 * progress).cos())
+    0.5 * (1.0 + libm::cos(PI * num_cycles * 2.0 * progress))
 }
 
 fn cosine_then_constant(lowest: f64, cosine_share: f64, at: &At) -> f64 {
     let cosine_steps = (at.total * cosine_share).floor();
     let done = at.step.min(cosine_steps) - at.warmup;
     let progress = done / (cosine_steps - at.warmup).max(1.0);
-    (1.0 - lowest) * 0.5 * (1.0 + (PI * progress).cos()) + lowest
+    (1.0 - lowest) * 0.5 * (1.0 + libm::cos(PI * progress)) + lowest
 }
 
 fn inverse_sqrt(timescale: Option<u64>, at: &At) -> f64 {
@@ -228,7 +228,7 @@ fn anneal(strategy: Anneal, from: (f64, f64), to: (f64, f64), step: f64) -> f64 
         false => 1.0,
     };
     match strategy {
-        Anneal::Cos => to.1 + (from.1 - to.1) / 2.0 * (1.0 + (PI * progress).cos()),
+        Anneal::Cos => to.1 + (from.1 - to.1) / 2.0 * (1.0 + libm::cos(PI * progress)),
         Anneal::Linear => (to.1 - from.1) * progress + from.1,
     }
 }

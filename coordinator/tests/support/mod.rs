@@ -101,11 +101,16 @@ impl Site {
 
     /// The same, with a failpoint for those that arm it.
     pub fn join_with(&self, name: &str, port: u16, failpoint: &str) -> Process {
+        self.join_in(name, port, ("MUSTER_FAILPOINT", failpoint))
+    }
+
+    /// The same, with a variable of its environment.
+    pub fn join_in(&self, name: &str, port: u16, variable: (&str, &str)) -> Process {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "worker_process", "--ignored", "--nocapture"])
             .current_dir(std::env::temp_dir())
             .env(JOIN, format!("127.0.0.1:{port}"))
-            .env("MUSTER_FAILPOINT", failpoint)
+            .env(variable.0, variable.1)
             .env("MUSTER_CACHE_DIR", self.path(&format!("cache-{name}")))
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(self.log_of(name)).unwrap())

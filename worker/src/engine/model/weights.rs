@@ -389,7 +389,7 @@ fn draw_decay<E: Element>(name: &str, seed: u64, first: usize, out: &mut [E]) {
         .map(|_| rng.below(STEPS) as f64 / STEPS as f64)
         .collect();
     for (value, drawn) in out.iter_mut().zip(&all[first..]) {
-        *value = E::round_from((0.01 + (16.0 - 0.01) * drawn).ln() as f32);
+        *value = E::round_from(libm::log(0.01 + (16.0 - 0.01) * drawn) as f32);
     }
 }
 

@@ -368,7 +368,7 @@ impl Attention<'_> {
             to[visible..].fill(E::zeroed());
         }
         for (log_sum, sum) in log_sums.iter_mut().zip(sums) {
-            *log_sum += sum.ln();
+            *log_sum += libm::logf(*sum);
         }
     }
 

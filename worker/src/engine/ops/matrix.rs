@@ -187,56 +187,6 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A read-only matrix of any strides.
-#[derive(Clone, Copy)]
-pub struct Matrix<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) row_stride: usize,
-    pub(super) column_stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// A row-major matrix without gaps between its rows.
-    pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        Self::strided(data, rows, columns, columns)
-    }
-
-    /// A row-major matrix with `stride` elements from row to row.
-    pub fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        assert!(
-            rows == 0 || columns == 0 || (rows - 1) * stride + columns <= data.len(),
-            "a matrix outside its slice"
-        );
-        Self {
-            data,
-            rows,
-            columns,
-            row_stride: stride,
-            column_stride: 1,
-        }
-    }
-
-    pub fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-}
-
-impl<'a, E: Element> From<View<'a, E>> for Matrix<'a> {
-    /// Makes a matrix of a view of float32 elements.
-    fn from(view: View<'a, E>) -> Self {
-        let data = E::as_f32(view.data).expect("what is trained as a whole is float32");
-        Self::strided(data, view.rows, view.columns, view.stride)
-    }
-}
-
 /// A row-major matrix to write to. Several of them may cover disjoint columns of one buffer.
 pub struct MatrixMut<'a> {
     pub(super) data: *mut f32,

@@ -8,8 +8,6 @@
 use rayon::prelude::*;
 
 pub mod attention;
-#[cfg(target_arch = "x86_64")]
-pub mod avx512;
 pub mod causal_conv;
 pub mod clamped_swiglu;
 pub mod cross_entropy;
@@ -19,7 +17,7 @@ pub mod dora;
 pub mod element;
 pub mod embedding;
 pub mod gated_norm;
-pub mod gemm;
+mod kernels;
 pub mod key_groups;
 pub mod lora_embedding;
 pub mod lora_linear;
@@ -27,7 +25,6 @@ pub mod matrix;
 pub mod nf4;
 pub mod output_gate;
 pub mod output_layer;
-mod portable;
 pub mod product;
 pub mod projection;
 pub mod rms_norm;

@@ -5,29 +5,25 @@
 //! beside the frozen weight's, so its skinny factors travel with the large product. The sum of an output element runs
 //! in one fixed order, whoever computes it: the same bits for any number of threads.
 
-use gemm::Parallelism;
-use rayon::prelude::*;
-
-use super::ROW_TILE;
-use super::element::{Element, widen};
-use super::gemm::all_threads;
+use super::element::Element;
+use super::kernels;
 use super::matrix::{Along, MatrixMut, Part, Start, Target, Term, View, Weights};
-use super::portable;
-use crate::engine::memory;
+use common::instruction_set::InstructionSet;
 
 /// Fills the parts' columns of the target.
 pub fn product<E: Element>(target: Target, parts: &[Part<E>]) {
+    product_with(InstructionSet::chosen(), target, parts);
+}
+
+/// [`product`] with other instructions.
+fn product_with<E: Element>(set: InstructionSet, target: Target, parts: &[Part<E>]) {
     for part in parts {
         check(&target, part);
     }
     if target.rows == 0 {
         return;
     }
-    #[cfg(target_arch = "x86_64")]
-    if super::avx512::is_supported::<E>() {
-        return super::avx512::product(target, parts);
-    }
-    portable::product(target, parts);
+    kernels::product(set, target, parts);
 }
 
 /// `target = a · wᵀ` or `a · w`
@@ -67,57 +63,30 @@ pub fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
     if c.rows == 0 {
         return;
     }
-    #[cfg(target_arch = "x86_64")]
-    if super::avx512::is_supported::<E>() {
-        return super::avx512::multiply_small(c, add, term);
-    }
-    portable::multiply_small(c, add, term);
+    kernels::multiply_small(InstructionSet::chosen(), c, add, term);
 }
 
 /// `c = aᵀ · w`, or with `add` `c += aᵀ · w`, on all threads: the gradient of weights.
 ///
 /// `a`, `[sum][rows of c]`, is the gradient of what the weights give, and `w`, `[sum][columns of c]`, is what they read.
 pub fn multiply_turned<E: Element>(c: MatrixMut, add: bool, a: View<E>, w: View<E>) {
-    check_turned(&c, a, w);
-    if c.rows == 0 {
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if super::avx512::is_supported::<E>() {
-        return super::avx512::multiply_turned(c, add, a, w);
-    }
-    let (mut wide_a, mut wide_w) = (Vec::new(), Vec::new());
-    let (a, w) = (widened(a, &mut wide_a), widened(w, &mut wide_w));
-    #[cfg(target_arch = "x86_64")]
-    if super::avx512::is_supported::<f32>() {
-        return super::avx512::multiply_turned(c, add, a, w);
-    }
-    portable::multiply_turned(c, add, a, w, all_threads());
+    turned_with(InstructionSet::chosen(), c, add, a, w);
 }
 
-/// The matrix in float32, in `memory` where it is not so already.
-fn widened<'a, E: Element>(matrix: View<'a, E>, memory: &'a mut Vec<f32>) -> View<'a, f32> {
-    if let Some(data) = E::as_f32(matrix.data) {
-        return View::strided(data, matrix.rows, matrix.columns, matrix.stride);
+/// [`multiply_turned`] with other instructions.
+fn turned_with<E: Element>(set: InstructionSet, c: MatrixMut, add: bool, a: View<E>, w: View<E>) {
+    check_turned(&c, a, w);
+    if c.rows > 0 {
+        kernels::multiply_turned(set, c, add, a, w);
     }
-    *memory = memory::zeros(matrix.rows * matrix.columns);
-    let rows = memory.par_chunks_mut(matrix.columns.max(1)).enumerate();
-    rows.with_min_len(ROW_TILE)
-        .for_each(|(row, to)| widen(matrix.row(row), to));
-    View::new(memory, matrix.rows, matrix.columns)
 }
 
 /// Computes a small [`multiply_turned`] on the calling thread alone.
 pub fn multiply_small_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
     check_turned(&c, a, w);
-    if c.rows == 0 {
-        return;
+    if c.rows > 0 {
+        kernels::multiply_small_turned(InstructionSet::chosen(), c, add, a, w);
     }
-    #[cfg(target_arch = "x86_64")]
-    if super::avx512::is_supported::<f32>() {
-        return super::avx512::multiply_small_turned(c, add, a, w);
-    }
-    portable::multiply_turned(c, add, a, w, Parallelism::None);
 }
 
 fn check_turned<E>(c: &MatrixMut, a: View<E>, w: View<E>) {

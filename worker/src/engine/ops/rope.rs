@@ -32,8 +32,8 @@ impl RopeTable {
         Self {
             half: frequencies.len(),
             pairs: RotaryPairs::Halves,
-            cos: angles().map(|angle| angle.cos() * factor).collect(),
-            sin: angles().map(|angle| angle.sin() * factor).collect(),
+            cos: angles().map(|angle| libm::cosf(angle) * factor).collect(),
+            sin: angles().map(|angle| libm::sinf(angle) * factor).collect(),
         }
     }
 

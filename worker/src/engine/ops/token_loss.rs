@@ -13,7 +13,7 @@ pub(super) fn loss_row(logits: &mut [f32], target: usize, loss: TokenLoss) -> (f
     let seen = Seen::of(logits, loss);
     let sum = vector::exp_shifted_sum(logits, max);
     vector::scale(logits, 1.0 / sum);
-    let log_sum = f64::from(sum).ln() + f64::from(max);
+    let log_sum = libm::log(f64::from(sum)) + f64::from(max);
     let cross_entropy = log_sum - f64::from(at_target);
     let loss = match seen {
         Seen::Nothing => {

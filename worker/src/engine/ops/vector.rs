@@ -1,6 +1,9 @@
 //! Loops over float32 slices that the compiler turns into vector code. Every sum runs in sixteen fixed lanes, so its
 //! bits do not depend on the vector width that runs it.
 
+#[cfg(target_arch = "x86_64")]
+use common::instruction_set::InstructionSet;
+
 /// Number of values in a group that are computed together.
 pub const LANES: usize = 16;
 
@@ -18,14 +21,14 @@ pub fn dispatch<R>(work: impl FnOnce() -> R) -> R {
         fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
             work()
         }
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
-            // SAFETY: the features were just detected.
-            return unsafe { with_avx512(work) };
-        }
-        if has!("avx2") {
-            // SAFETY: the feature was just detected.
-            return unsafe { with_avx2(work) };
+        match InstructionSet::chosen() {
+            // SAFETY: the processor has the features.
+            InstructionSet::Avx512 | InstructionSet::Avx512Bf16 => unsafe {
+                return with_avx512(work);
+            },
+            // SAFETY: as above.
+            InstructionSet::Avx2 => unsafe { return with_avx2(work) },
+            InstructionSet::Scalar => {}
         }
     }
     work()

@@ -74,9 +74,9 @@ impl AdamW {
     }
 
     pub(in crate::engine) fn factors(&self, update: &Update) -> Factors {
-        let number = update.number.min(i32::MAX as u64) as i32;
-        let correction1 = 1.0 - self.beta1.powi(number);
-        let correction2 = (1.0 - self.beta2.powi(number)).sqrt();
+        let number = update.number as f64;
+        let correction1 = 1.0 - libm::pow(self.beta1, number);
+        let correction2 = (1.0 - libm::pow(self.beta2, number)).sqrt();
         let (of_denominator, of_step) = match self.early_epsilon {
             true => (1.0, correction2),
             false => (correction2, 1.0),

@@ -6,6 +6,11 @@ use crate::engine::testing::{in_pool, random_values};
 use common::nf4::Nf4;
 use half::bf16;
 
+/// Those that this processor has.
+fn sets() -> impl Iterator<Item = InstructionSet> {
+    InstructionSet::ALL.into_iter().filter(|set| set.is_there())
+}
+
 struct Case {
     rows: usize,
     /// Of the two parts.
@@ -99,11 +104,11 @@ impl Case {
     }
 
     fn check<E: Element>(&self) {
-        type Run<E> = fn(Target, &[Part<E>]);
         for along in [Along::Columns, Along::Rows] {
             let factors = self.factors::<E>();
             let expected = self.plain(&factors, along);
-            for run in [product::<E> as Run<E>, portable::product::<E> as Run<E>] {
+            for set in sets() {
+                let run = |target: Target, parts: &[Part<E>]| product_with(set, target, parts);
                 let width: usize = self.widths.iter().sum();
                 let run = |threads| {
                     let parts = self.parts(&factors, along);
@@ -149,7 +154,6 @@ fn products_equal_the_plain_sum_for_any_number_of_threads() {
 
 /// Weights of 4 bits in a product with a bias and an adapter's term, and the same weights widened before.
 fn check_four_bits<E: Element>(rows: usize, (height, columns): (usize, usize)) {
-    type Run<E> = fn(Target, &[Part<E>]);
     let scalars = random_values(height * columns, 5);
     let matrix = Nf4::quantise(&scalars, true).unwrap();
     let four_bits = Nf4View::new(&matrix, height, columns);
@@ -170,7 +174,7 @@ fn check_four_bits<E: Element>(rows: usize, (height, columns): (usize, usize)) {
             elements(width * 4, 8).collect(),
         );
         let bias = random_values(width, 9);
-        let multiply = |run: Run<E>, w: Weights<E>, threads| {
+        let multiply = |set, w: Weights<E>, threads| {
             let term = |a, w, along| Term { a, w, along };
             let adapter = View::new(&b, width, 4).into();
             let part = Part {
@@ -182,13 +186,14 @@ fn check_four_bits<E: Element>(rows: usize, (height, columns): (usize, usize)) {
                 ],
             };
             let mut y = vec![f32::NAN; rows * width];
-            in_pool(threads, || run(Target::new(&mut y, rows, width), &[part]));
+            let target = Target::new(&mut y, rows, width);
+            in_pool(threads, || product_with(set, target, &[part]));
             y
         };
-        for run in [product::<E> as Run<E>, portable::product::<E> as Run<E>] {
-            let expected = multiply(run, dense.into(), 1);
+        for set in sets() {
+            let expected = multiply(set, dense.into(), 1);
             for threads in [1, 3] {
-                let found = multiply(run, Weights::Nf4(four_bits), threads);
+                let found = multiply(set, Weights::Nf4(four_bits), threads);
                 assert_eq!(
                     found, expected,
                     "{rows} rows, {height}x{columns}, {along:?}"
@@ -305,5 +310,125 @@ fn a_residual_is_what_the_sum_starts_from() {
     for (i, y) in y.iter().enumerate() {
         let dot: f32 = (0..5).map(|k| a[i / 6 * 5 + k] * w[i % 6 * 5 + k]).sum();
         assert!((y - residual[i] - dot).abs() < 1e-5);
+    }
+}
+
+/// Numbers of every kind: usual ones, zeros of both signs, those below the normal ones, huge ones, infinities, and no numbers.
+fn of_every_kind<E: Element>(len: usize, seed: u64, share: u64) -> Vec<E> {
+    let mut rng = common::rng::CounterRng::new(seed, &[]);
+    let draw = |_| {
+        let usual = rng.normal() as f32;
+        let special = match rng.below(12 * share) {
+            0 => 0.0,
+            1 => -0.0,
+            2 => usual * 1e-39,
+            3 => usual * 1e-20,
+            4 => usual * 1e-38,
+            5 => usual * 1e30,
+            6 if rng.below(8) == 0 => f32::INFINITY,
+            7 if rng.below(8) == 0 => f32::NEG_INFINITY,
+            8 if rng.below(8) == 0 => f32::NAN,
+            _ => usual,
+        };
+        E::round_from(special)
+    };
+    (0..len).map(draw).collect()
+}
+
+/// The sum of an element as it is defined.
+fn chain<E: Element>(start: f32, products: impl Iterator<Item = (E, E)>) -> f32 {
+    let is_narrow = size_of::<E>() < size_of::<f32>();
+    let flushed = |x: f32| match is_narrow && x.is_subnormal() {
+        true => 0f32.copysign(x),
+        false => x,
+    };
+    let wide = |(a, w): (E, E)| (flushed(a.wide()), flushed(w.wide()));
+    let mut products: Vec<(f32, f32)> = products.map(wide).collect();
+    if is_narrow {
+        if products.len() % 2 == 1 {
+            products.push((0.0, 0.0));
+        }
+        products
+            .chunks_exact_mut(2)
+            .for_each(|pair| pair.swap(0, 1));
+    }
+    products
+        .into_iter()
+        .fold(start, |sum, (a, w)| flushed(a.mul_add(w, flushed(sum))))
+}
+
+fn check_definition<E: Element>(share: u64) {
+    let bits = |x: f32| match x.is_nan() {
+        // Which of them it is, is no matter.
+        true => f32::NAN.to_bits(),
+        false => x.to_bits(),
+    };
+    for (rows, width, sum) in [
+        (1, 1, 1),
+        (13, 70, 33),
+        (7, 64, 300),
+        (50, 9, 128),
+        (3, 130, 131),
+    ] {
+        let a: Vec<E> = of_every_kind(rows * sum, 1, share);
+        let w: Vec<E> = of_every_kind(width * sum, 2, share);
+        let starts: Vec<f32> = of_every_kind(rows * width, 3, share);
+        for along in [Along::Columns, Along::Rows] {
+            let of_w = |k: usize, column: usize| match along {
+                Along::Columns => w[column * sum + k],
+                Along::Rows => w[k * width + column],
+            };
+            let expected: Vec<u32> = (0..rows * width)
+                .map(|i| {
+                    let (row, column) = (i / width, i % width);
+                    let products = (0..sum).map(|k| (a[row * sum + k], of_w(k, column)));
+                    bits(chain(starts[i], products))
+                })
+                .collect();
+            let view = match along {
+                Along::Columns => View::new(&w, width, sum),
+                Along::Rows => View::new(&w, sum, width),
+            };
+            for set in sets() {
+                let part = Part {
+                    first: 0,
+                    start: Start::Rows(&starts),
+                    terms: vec![Term {
+                        a: View::new(&a, rows, sum),
+                        w: view.into(),
+                        along,
+                    }],
+                };
+                let mut y = vec![0.0f32; rows * width];
+                product_with(set, Target::new(&mut y, rows, width), &[part]);
+                let found: Vec<u32> = y.into_iter().map(bits).collect();
+                assert_eq!(found, expected, "{set:?}, {rows}x{width}x{sum}, {along:?}");
+            }
+        }
+        // The gradient of weights: the first factor lies the other way round.
+        let a: Vec<E> = of_every_kind(sum * rows, 4, share);
+        let w: Vec<E> = of_every_kind(sum * width, 5, share);
+        let expected: Vec<u32> = (0..rows * width)
+            .map(|i| {
+                let (row, column) = (i / width, i % width);
+                let products = (0..sum).map(|k| (a[k * rows + row], w[k * width + column]));
+                bits(chain(starts[i], products))
+            })
+            .collect();
+        for set in sets() {
+            let mut c = starts.clone();
+            let (a, w) = (View::new(&a, sum, rows), View::new(&w, sum, width));
+            turned_with(set, MatrixMut::new(&mut c, rows, width), true, a, w);
+            let found: Vec<u32> = c.into_iter().map(bits).collect();
+            assert_eq!(found, expected, "{set:?}, turned, {rows}x{width}x{sum}");
+        }
+    }
+}
+
+#[test]
+fn every_set_of_instructions_gives_the_bits_of_the_definition_for_numbers_of_every_kind() {
+    for share in [1, 4, 100] {
+        check_definition::<f32>(share);
+        check_definition::<bf16>(share);
     }
 }

@@ -2,8 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::rounded;
-use super::tile::{LANES, lanes};
+use super::{LANES, lanes, rounded};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::nf4::{Nf4View, Run};
 

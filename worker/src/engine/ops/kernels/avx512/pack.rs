@@ -2,43 +2,33 @@
 
 use std::arch::x86_64::*;
 
-use super::nf4::widen;
-use super::tile::{LANES, PANEL, lanes, per_word};
+use super::{LANES, lanes};
 use crate::engine::ops::element::Element;
+use crate::engine::ops::kernels::instructions::Packed;
+use crate::engine::ops::kernels::tile::PANEL;
 use crate::engine::ops::matrix::{Along, View};
-use crate::engine::ops::nf4::Nf4View;
-
-/// What of the weights goes into a panel.
-#[derive(Clone, Copy)]
-pub(super) struct Area {
-    /// First column of the output.
-    pub first: usize,
-    pub columns: usize,
-    /// First word of the sum.
-    pub start: usize,
-    /// Number of words.
-    pub count: usize,
-}
 
 /// Packs an area of the weights into `panel[word][column]`; what lies outside the weights, up to the next vector, is zero.
 ///
 /// # Safety
 /// The processor has the features, and the area is within the weights.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) unsafe fn pack<E: Element>(w: &View<E>, along: Along, area: Area, panel: *mut u32) {
-    let Area {
+pub(super) unsafe fn pack<E: Element>(w: &View<E>, along: Along, packed: Packed) {
+    let Packed {
         first,
         columns,
         start,
         count,
-    } = area;
-    let start = start * per_word::<E>();
+        panel,
+    } = packed;
+    let per_word = size_of::<u32>() / size_of::<E>();
+    let start = start * per_word;
     // SAFETY: offsets stay within the weights by the caller's word.
     unsafe {
-        match (along, per_word::<E>()) {
+        match (along, per_word) {
             (Along::Columns, _) => {
                 let from = w.data.as_ptr().add(first * w.stride + start);
-                let len = (w.columns - start).min(count * per_word::<E>());
+                let len = (w.columns - start).min(count * per_word);
                 let source = Source {
                     data: from.cast(),
                     stride: w.stride * size_of::<E>(),
@@ -55,51 +45,6 @@ pub(super) unsafe fn pack<E: Element>(w: &View<E>, along: Along, area: Area, pan
                 pack_pairs(from.cast(), w.stride, columns, rows, panel);
             }
         }
-    }
-}
-
-/// [`pack`] of weights of 4 bits, which are widened into `widened` first: an area of at most a block of the sum.
-///
-/// # Safety
-/// As [`pack`]; `widened` has room for the area.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) unsafe fn pack_nf4<E: Element>(
-    w: &Nf4View,
-    along: Along,
-    area: Area,
-    widened: *mut E,
-    panel: *mut u32,
-) {
-    let start = area.start * per_word::<E>();
-    let count = area.count * per_word::<E>();
-    let (row, rows, column, columns) = match along {
-        Along::Columns => (
-            area.first,
-            area.columns,
-            start,
-            count.min(w.columns - start),
-        ),
-        Along::Rows => (start, count.min(w.rows - start), area.first, area.columns),
-    };
-    // SAFETY: the area is within the weights, and `widened` holds all of it, by the caller's word.
-    unsafe {
-        for index in 0..rows {
-            widen(
-                w,
-                row + index,
-                column,
-                columns,
-                widened.add(index * columns),
-            );
-        }
-        let elements = std::slice::from_raw_parts(widened, rows * columns);
-        let dense = View::new(elements, rows, columns);
-        let area = Area {
-            first: 0,
-            start: 0,
-            ..area
-        };
-        pack(&dense, along, area, panel);
     }
 }
 
