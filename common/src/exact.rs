@@ -3,6 +3,9 @@
 //!
 //! In: float32 gradients of a slot's *summed* token loss. Out: the mean gradient in float32, the same bits everywhere.
 
+#[cfg(target_arch = "x86_64")]
+use crate::instruction_set::InstructionSet;
+
 /// 2^48: the fixed-point unit is 2^-48 of the mean gradient.
 const SCALE: f64 = (1u64 << 48) as f64;
 
@@ -54,6 +57,24 @@ impl FixedPoint {
         fits.then_some(integer)
     }
 
+    /// [`quantize`](Self::quantize) with instructions that AVX2 has for vectors, too: among these is no conversion to 64 bits, so that the
+    /// upper and the lower 32 are made apart, each in the mantissa of a number that is added.
+    #[inline(always)]
+    pub fn quantize_in_halves(&self, gradient: f32) -> Option<i64> {
+        /// Added to a smaller number, it rounds it to the nearest integer, ties to even, and leaves that in its lower bits.
+        const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
+        const UPPER: f64 = 4_294_967_296.0; // 2^32
+        let integer = |sum: f64| (sum.to_bits() as i64).wrapping_sub(ROUND.to_bits() as i64);
+        let scaled = f64::from(gradient) * SCALE / self.trained_tokens;
+        let upper = scaled * (1.0 / UPPER) + ROUND;
+        let upper_part = (upper - ROUND) * UPPER;
+        let lower = scaled - upper_part + ROUND;
+        // A NaN fails the comparison.
+        let fits = (upper_part + (lower - ROUND)).abs() <= self.limit;
+        let rounded = (integer(upper) << 32).wrapping_add(integer(lower));
+        fits.then_some(rounded)
+    }
+
     /// Adds a slot's gradient to `sums`, element by element, and returns how many elements were invalid. Invalid
     /// elements add nothing; the caller counts them in the exchange, and any of them skips the step on every worker.
     pub fn accumulate(&self, sums: &mut [i64], gradient: &[f32]) -> u64 {
@@ -66,29 +87,41 @@ impl FixedPoint {
         {
             #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
             fn with_avx512(rule: &FixedPoint, sums: &mut [i64], gradient: &[f32]) -> u64 {
-                rule.accumulate_each(sums, gradient)
+                accumulate_each(sums, gradient, |g| rule.quantize(g))
             }
-            use std::arch::is_x86_feature_detected as has;
-            if has!("avx512f") && has!("avx512dq") && has!("avx512vl") {
-                // SAFETY: the features were just detected.
-                return unsafe { with_avx512(self, sums, gradient) };
+            #[target_feature(enable = "avx2")]
+            fn with_avx2(rule: &FixedPoint, sums: &mut [i64], gradient: &[f32]) -> u64 {
+                accumulate_each(sums, gradient, |g| rule.quantize_in_halves(g))
+            }
+            match InstructionSet::chosen() {
+                InstructionSet::Scalar => {}
+                // SAFETY: the processor has the instructions.
+                InstructionSet::Avx2 => return unsafe { with_avx2(self, sums, gradient) },
+                InstructionSet::Avx512 | InstructionSet::Avx512Bf16 => {
+                    // SAFETY: as above.
+                    return unsafe { with_avx512(self, sums, gradient) };
+                }
             }
         }
-        self.accumulate_each(sums, gradient)
+        accumulate_each(sums, gradient, |g| self.quantize(g))
     }
+}
 
-    /// Compiled for more than one instruction set; the bits are the same.
-    #[inline(always)]
-    fn accumulate_each(&self, sums: &mut [i64], gradient: &[f32]) -> u64 {
-        let mut invalid = 0;
-        for (sum, &g) in sums.iter_mut().zip(gradient) {
-            let q = self.quantize(g);
-            invalid += u64::from(q.is_none());
-            // Wrapping, because partial sums may leave the range and come back; the limit keeps the total in it.
-            *sum = sum.wrapping_add(q.unwrap_or(0));
-        }
-        invalid
+/// Compiled for more than one instruction set; the bits are the same.
+#[inline(always)]
+fn accumulate_each(
+    sums: &mut [i64],
+    gradient: &[f32],
+    quantize: impl Fn(f32) -> Option<i64>,
+) -> u64 {
+    let mut invalid = 0;
+    for (sum, &g) in sums.iter_mut().zip(gradient) {
+        let q = quantize(g);
+        invalid += u64::from(q.is_none());
+        // Wrapping, because partial sums may leave the range and come back; the limit keeps the total in it.
+        *sum = sum.wrapping_add(q.unwrap_or(0));
     }
+    invalid
 }
 
 /// The mean gradient of a finished sum.
@@ -109,6 +142,40 @@ mod tests {
             assert_eq!(rule.accumulate(&mut sums, &slots[slot]), 0);
         }
         sums
+    }
+
+    #[test]
+    fn a_gradient_is_quantised_alike_in_one_piece_and_in_halves() {
+        let mut rng = CounterRng::new(3, &[]);
+        for (tokens, slots) in [(1, 1), (1000, 3), (7, 5000), (1 << 20, 1 << 12)] {
+            let rule = FixedPoint::new(tokens, slots);
+            let check = |g: f32| assert_eq!(rule.quantize_in_halves(g), rule.quantize(g), "{g:e}");
+            for g in [
+                0.0,
+                -0.0,
+                f32::NAN,
+                f32::INFINITY,
+                -f32::INFINITY,
+                f32::MAX,
+                f32::MIN_POSITIVE,
+            ] {
+                check(g);
+            }
+            // Ties, and what is just beside the limit.
+            for half in 1..100 {
+                let tie = half as f64 * 0.5 * tokens as f64 / SCALE;
+                [tie, -tie].into_iter().for_each(|g| check(g as f32));
+            }
+            let limit = (rule.limit() * tokens as f64 / SCALE) as f32;
+            for step in 0..16 {
+                let beside = f32::from_bits(limit.to_bits() - 8 + step);
+                [beside, -beside].into_iter().for_each(check);
+            }
+            for _ in 0..20_000 {
+                check(f32::from_bits(rng.next_u64() as u32));
+                check(rng.normal() as f32 * 1e-3);
+            }
+        }
     }
 
     #[test]

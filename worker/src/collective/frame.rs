@@ -7,6 +7,8 @@
 #[cfg(target_endian = "big")]
 compile_error!("the exchange between workers is written for little-endian machines");
 
+use common::instruction_set::InstructionSet;
+
 pub const HEADER_BYTES: usize = 24;
 
 /// Longest payload of a frame, in bytes.
@@ -159,11 +161,37 @@ type Lanes = [[u64; LANES]; 4];
 
 fn sum_lanes(groups: &[Group]) -> Lanes {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature was just detected.
-        return unsafe { sum_lanes_avx512(groups) };
+    match InstructionSet::chosen() {
+        InstructionSet::Scalar => {}
+        // SAFETY: the processor has the instructions.
+        InstructionSet::Avx2 => return unsafe { sum_lanes_avx2(groups) },
+        InstructionSet::Avx512 | InstructionSet::Avx512Bf16 => {
+            // SAFETY: as above.
+            return unsafe { sum_lanes_avx512(groups) };
+        }
     }
     sum_lanes_plain(groups)
+}
+
+/// Computes the lanes with AVX2, a group in two registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_lanes_avx2(groups: &[Group]) -> Lanes {
+    use std::arch::x86_64::*;
+    let mut lanes = [[_mm256_setzero_si256(); 2]; 4];
+    let [words, uppers, sums_of_words, sums_of_uppers] = &mut lanes;
+    for group in groups {
+        for half in 0..2 {
+            // SAFETY: a group is 64 bytes.
+            let word = unsafe { _mm256_loadu_si256(group.as_ptr().add(32 * half).cast()) };
+            words[half] = _mm256_add_epi64(words[half], word);
+            uppers[half] = _mm256_add_epi64(uppers[half], _mm256_srli_epi64::<32>(word));
+            sums_of_words[half] = _mm256_add_epi64(sums_of_words[half], words[half]);
+            sums_of_uppers[half] = _mm256_add_epi64(sums_of_uppers[half], uppers[half]);
+        }
+    }
+    // SAFETY: any bits are integers, and the sizes are equal.
+    unsafe { std::mem::transmute(lanes) }
 }
 
 /// Computes the lanes with AVX-512, a group in one register: compilers do not find this by themselves in every build.

@@ -8,10 +8,13 @@
 //! ```
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod groups;
 
 use self::groups::{GROUP, decode_with, encode_with, finish_each, read_plain, write_plain};
+use common::instruction_set::InstructionSet;
 
 /// Scalars that are encoded or decoded at a time: as sums, they stay within a core's first cache.
 pub const BLOCK: usize = 8 * GROUP;
@@ -71,46 +74,82 @@ fn encoded_length(widths: &[u8], scalars: usize) -> Option<usize> {
     (widths.iter().max() <= Some(&8)).then_some(length)
 }
 
-/// Turns finished sums into mean gradients.
-pub fn finish(sums: &[i64], means: &mut [f32]) {
+/// What moves the bytes. Either way gives the same bits.
+#[derive(Clone, Copy, Debug)]
+enum Mover {
+    Plain,
     #[cfg(target_arch = "x86_64")]
-    if has_vectors() {
-        // SAFETY: the features were just detected.
-        return unsafe { avx512::finish(sums, means) };
-    }
-    finish_each(sums, means);
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
-/// Returns whether this machine moves bytes with vector instructions. Either way gives the same bits.
-fn has_vectors() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        let long = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
-        long && has!("avx512vbmi")
+impl Mover {
+    fn chosen() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        match InstructionSet::chosen() {
+            InstructionSet::Scalar => {}
+            InstructionSet::Avx2 => return Self::Avx2,
+            InstructionSet::Avx512 | InstructionSet::Avx512Bf16 => {
+                return match std::arch::is_x86_feature_detected!("avx512vbmi") {
+                    true => Self::Avx512,
+                    false => Self::Avx2,
+                };
+            }
+        }
+        Self::Plain
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+
+    fn finish(self, sums: &[i64], means: &mut [f32]) {
+        match self {
+            Self::Plain => finish_each(sums, means),
+            // SAFETY: the processor has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::finish(sums, means) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512::finish(sums, means) },
+        }
+    }
+
+    fn encode(self, sums: &[i64], widths: &mut [u8], data: &mut [u8]) -> usize {
+        match self {
+            Self::Plain => encode_with(sums, widths, data, write_plain),
+            // SAFETY: the processor has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::encode(sums, widths, data) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512::encode(sums, widths, data) },
+        }
+    }
+
+    fn decode<'a>(self, widths: &[u8], data: &'a [u8], sums: &mut [i64]) -> &'a [u8] {
+        match self {
+            Self::Plain => decode_with(widths, data, sums, read_plain),
+            // SAFETY: the processor has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::decode(widths, data, sums) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512::decode(widths, data, sums) },
+        }
+    }
+}
+
+/// Turns finished sums into mean gradients.
+pub fn finish(sums: &[i64], means: &mut [f32]) {
+    Mover::chosen().finish(sums, means);
 }
 
 /// Writes the width of each group and then, from the start of `data`, the groups; returns their bytes.
 fn encode_block(sums: &[i64], widths: &mut [u8], data: &mut [u8]) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if has_vectors() {
-        // SAFETY: the features were just detected.
-        return unsafe { avx512::encode(sums, widths, data) };
-    }
-    encode_with(sums, widths, data, write_plain)
+    Mover::chosen().encode(sums, widths, data)
 }
 
 /// Reads groups whose widths fit to `data`; returns what is left of it.
 fn decode_block<'a>(widths: &[u8], data: &'a [u8], sums: &mut [i64]) -> &'a [u8] {
-    #[cfg(target_arch = "x86_64")]
-    if has_vectors() {
-        // SAFETY: the features were just detected.
-        return unsafe { avx512::decode(widths, data, sums) };
-    }
-    decode_with(widths, data, sums, read_plain)
+    Mover::chosen().decode(widths, data, sums)
 }
 
 #[cfg(test)]
@@ -147,18 +186,25 @@ mod tests {
         bytes
     }
 
-    /// As a machine without vector instructions has it.
-    fn plain_round_trip(sums: &[i64]) -> Vec<u8> {
-        let groups = sums.len().div_ceil(GROUP);
-        let mut bytes = vec![9; encoded_limit(sums.len())];
-        let (widths, data) = bytes.split_at_mut(groups);
-        let length = encode_with(sums, widths, data, write_plain);
-        bytes.truncate(groups + length);
-        let (widths, data) = bytes.split_at(groups);
-        let mut back = vec![7; sums.len()];
-        assert!(decode_with(widths, data, &mut back, read_plain).is_empty());
-        assert_eq!(back, sums);
-        bytes
+    /// As every other processor has it.
+    fn check_others(sums: &[i64], expected: &[u8]) {
+        let movers = [
+            Some(Mover::Plain),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2.is_there().then_some(Mover::Avx2),
+        ];
+        for mover in movers.into_iter().flatten() {
+            let groups = sums.len().div_ceil(GROUP);
+            let mut bytes = vec![9; encoded_limit(sums.len())];
+            let (widths, data) = bytes.split_at_mut(groups);
+            let length = mover.encode(sums, widths, data);
+            bytes.truncate(groups + length);
+            assert_eq!(bytes, expected, "{mover:?}");
+            let (widths, data) = bytes.split_at(groups);
+            let mut back = vec![7; sums.len()];
+            assert!(mover.decode(widths, data, &mut back).is_empty());
+            assert_eq!(back, sums, "{mover:?}");
+        }
     }
 
     #[test]
@@ -194,7 +240,7 @@ mod tests {
                 let sums: Vec<i64> = (0..length)
                     .map(|_| rng.next_u64() as i64 >> shift)
                     .collect();
-                assert_eq!(round_trip(&sums), plain_round_trip(&sums));
+                check_others(&sums, &round_trip(&sums));
             }
         }
     }
@@ -219,7 +265,7 @@ mod tests {
 
         #[test]
         fn any_mixture_comes_back(sums in mixtures()) {
-            prop_assert_eq!(round_trip(&sums), plain_round_trip(&sums));
+            check_others(&sums, &round_trip(&sums));
         }
 
         /// Of any bytes, whatever widths they claim: either they are refused, or they are as many as the sums need.

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use common::exact::{FixedPoint, dequantize};
+use common::instruction_set::InstructionSet;
 use rayon::prelude::*;
 
 use super::memory;
@@ -255,11 +256,14 @@ impl Part<'_> {
         is_first: bool,
     ) -> Option<u64> {
         let (low, middle) = (&mut self.low[range.clone()], &mut self.middle[range]);
+        let in_halves = InstructionSet::chosen() == InstructionSet::Avx2;
         let (invalid, fits) = dispatch(
             #[inline(always)]
-            || match is_first {
-                true => add_each::<true>(rule, gradient, low, middle),
-                false => add_each::<false>(rule, gradient, low, middle),
+            || match (is_first, in_halves) {
+                (true, false) => add_each::<true, false>(rule, gradient, low, middle),
+                (false, false) => add_each::<false, false>(rule, gradient, low, middle),
+                (true, true) => add_each::<true, true>(rule, gradient, low, middle),
+                (false, true) => add_each::<false, true>(rule, gradient, low, middle),
             },
         );
         if !fits {
@@ -271,7 +275,7 @@ impl Part<'_> {
 
 /// Adds each gradient to its sum, or with `FIRST` to zero. Returns how many were invalid, and whether all sums fit.
 #[inline(always)]
-fn add_each<const FIRST: bool>(
+fn add_each<const FIRST: bool, const IN_HALVES: bool>(
     rule: &FixedPoint,
     gradient: &[f32],
     low: &mut [u32],
@@ -279,7 +283,10 @@ fn add_each<const FIRST: bool>(
 ) -> (u64, bool) {
     let (mut invalid, mut lost) = (0, 0);
     for ((g, low), middle) in gradient.iter().zip(low).zip(middle) {
-        let added = rule.quantize(*g);
+        let added = match IN_HALVES {
+            true => rule.quantize_in_halves(*g),
+            false => rule.quantize(*g),
+        };
         invalid += u64::from(added.is_none());
         let sum = match FIRST {
             true => 0,
