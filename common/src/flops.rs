@@ -45,7 +45,9 @@ pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
         }
     };
     // Scores and values, over half of the text on average; backward is twice as much.
-    let attention = 3 * 2 * (shape.attention_layers() * shape.heads * shape.head_dim) as u64;
+    let queries = shape.layers_with_attention();
+    let queries: usize = queries.map(|layer| shape.queries(layer)).sum();
+    let attention = 3 * 2 * queries as u64;
     // A state is decayed, read for what it says of a key, written to, and read by a query (Yang et al., 2024), one token
     // after the other: seven operations on each of its scalars. In chunks it takes some more.
     let states = (0..shape.layers).filter_map(|layer| shape.linear_attention_of(layer));
@@ -59,7 +61,8 @@ pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
 /// Scalars of one of the model's own tensors that a token is multiplied by.
 fn multiplied(shape: &Shape, tensor: &OwnTensor) -> u64 {
     let scalars = tensor.shape.iter().product::<usize>() as u64;
-    let is_looked_up = !shape.tied && tensor.name.contains("embed_tokens");
+    let is_of_layers = tensor.name.contains("embed_tokens_per_layer");
+    let is_looked_up = is_of_layers || (!shape.tied && tensor.name.contains("embed_tokens"));
     match &shape.experts {
         _ if tensor.shape.len() < 2 || is_looked_up => 0,
         Some(experts) if tensor.name.contains(".experts.") => {
@@ -138,6 +141,8 @@ mod tests {
         experts: None,
         output_gate: false,
         linear_attention: None,
+        layer_sizes: Vec::new(),
+        layer_inputs: None,
     };
 
     fn work(trained: Trained) -> Work {

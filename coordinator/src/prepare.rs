@@ -266,7 +266,10 @@ fn fit_to_model(
     let job = errors.note(job).unwrap_or(added);
     errors.note(tokens::check_ids(&job, config));
     errors.note(check_starting_adapter(&job, config));
-    let told = check_unfrozen(&config.clone().for_job(&job), &job);
+    let of_job = config.clone().for_job(&job);
+    let has_rows = of_job.check_vocabulary();
+    errors.note(has_rows.map_err(|error| format!("{}: {error}", job.base_model.display())));
+    let told = check_unfrozen(&of_job, &job);
     notices.extend(errors.note(told).unwrap_or_default());
     job
 }

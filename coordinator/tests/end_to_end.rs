@@ -160,16 +160,29 @@ fn fused_experts_and_sinks_are_the_same_with_two_workers() {
 
 #[test]
 fn linear_attention_is_the_same_with_two_workers() {
-    two_workers_with_linear_attention("Qwen3_5ForCausalLM", "qwen3_5_text");
+    two_workers_with("Qwen3_5ForCausalLM", "qwen3_5_text", json!({}));
 }
 
 #[test]
 fn linear_attention_with_experts_is_the_same_with_two_workers() {
-    two_workers_with_linear_attention("Qwen3NextForCausalLM", "qwen3_next");
-    two_workers_with_linear_attention("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text");
+    two_workers_with("Qwen3NextForCausalLM", "qwen3_next", json!({}));
+    two_workers_with("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", json!({}));
 }
 
-fn two_workers_with_linear_attention(class: &str, model_type: &str) {
+/// The last two layers have the keys and values of the first two, and all have inputs of their own.
+#[test]
+fn layers_that_share_keys_are_the_same_with_two_workers() {
+    let kinds = ["sliding_attention", "full_attention"];
+    let own = json!({
+        "num_hidden_layers": 4, "layer_types": [kinds, kinds].concat(), "sliding_window": 16,
+        "global_head_dim": 32, "num_kv_shared_layers": 2, "use_double_wide_mlp": true,
+        "hidden_size_per_layer_input": 8, "hidden_activation": "gelu_pytorch_tanh"
+    });
+    two_workers_with("Gemma4ForCausalLM", "gemma4_text", own);
+}
+
+/// A family with what it has of its own, with all weights, and with an adapter on what comes of that.
+fn two_workers_with(class: &str, model_type: &str, own: Value) {
     let site = Site::new();
     let mut config = site.json("model/config.json");
     for (key, value) in [
@@ -187,6 +200,9 @@ fn two_workers_with_linear_attention(class: &str, model_type: &str) {
         ("linear_value_head_dim", 24.into()),
     ] {
         config[key] = value;
+    }
+    for (key, value) in own.as_object().unwrap() {
+        config[key] = value.clone();
     }
     std::fs::write(site.path("model/config.json"), config.to_string()).unwrap();
     let full = ["full", "--set", "init_weights=random"];

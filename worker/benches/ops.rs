@@ -29,7 +29,7 @@ use worker::engine::ops::output_layer::OutputLayer;
 use worker::engine::ops::product::{multiply, multiply_turned};
 use worker::engine::ops::projection::{Context, Linear, Projection};
 use worker::engine::ops::rms_norm::RmsNorm;
-use worker::engine::ops::rope::{HeadLayout, Rope, RopeTable};
+use worker::engine::ops::rope::{HeadLayout, Rope, RopeTable, Values};
 use worker::engine::ops::routing::Routing;
 use worker::engine::ops::segments::Segments;
 use worker::engine::ops::swiglu;
@@ -250,6 +250,7 @@ fn rope_and_attention<E: Base>(criterion: &mut Criterion) {
     let rope = Rope {
         layout: HEADS,
         norms: None,
+        values: Values::PLAIN,
         rows: &positions,
         table: Some(&RopeTable::new(&frequencies, TOKENS, 1.0)),
     };

@@ -63,6 +63,14 @@ const HYBRID: &str = r#"{"architectures": ["Qwen3_5ForCausalLM"], "vocab_size": 
     "linear_num_key_heads": 8, "linear_num_value_heads": 8, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
     "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
 
+/// Heads of two sizes, inputs of the layers' own, and two layers that have the keys and values of two others.
+#[cfg(target_os = "linux")]
+const DIFFERING: &str = r#"{"architectures": ["Gemma4ForCausalLM"], "vocab_size": 1000, "hidden_size": 512,
+    "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "global_head_dim": 128, "sliding_window": 64, "num_kv_shared_layers": 2, "use_double_wide_mlp": true,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention",
+    "full_attention"], "hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": 1000}"#;
+
 #[cfg(target_os = "linux")]
 #[test]
 fn the_memory_that_a_step_takes_was_expected() {
@@ -82,6 +90,16 @@ fn the_memory_that_a_step_takes_was_expected() {
 fn the_memory_that_layers_of_two_kinds_take_was_expected() {
     for more in [&["--gradient-checkpointing"][..], &[]] {
         check_memory(HYBRID, "lora", more);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_memory_that_layers_take_which_share_keys_was_expected() {
+    for mode in ["lora", "full"] {
+        for more in [&["--gradient-checkpointing"][..], &[]] {
+            check_memory(DIFFERING, mode, more);
+        }
     }
 }
 

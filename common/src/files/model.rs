@@ -54,6 +54,7 @@ pub enum Architecture {
     Mistral,
     Gemma2,
     Gemma3,
+    Gemma4,
     Granite,
     SmolLm3,
     Olmo2,
@@ -72,13 +73,14 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Llama,
         Self::Qwen2,
         Self::Qwen3,
         Self::Mistral,
         Self::Gemma2,
         Self::Gemma3,
+        Self::Gemma4,
         Self::Granite,
         Self::SmolLm3,
         Self::Olmo2,
@@ -128,6 +130,7 @@ impl Architecture {
             Self::Mistral => "Mistral",
             Self::Gemma2 => "Gemma 2",
             Self::Gemma3 => "Gemma 3",
+            Self::Gemma4 => "Gemma 4",
             Self::Granite => "Granite",
             Self::SmolLm3 => "SmolLM3",
             Self::Olmo2 => "OLMo 2",
@@ -154,6 +157,7 @@ impl Architecture {
             Self::Mistral => ("MistralForCausalLM", "mistral"),
             Self::Gemma2 => ("Gemma2ForCausalLM", "gemma2"),
             Self::Gemma3 => ("Gemma3ForCausalLM", "gemma3_text"),
+            Self::Gemma4 => ("Gemma4ForCausalLM", "gemma4_text"),
             Self::Granite => ("GraniteForCausalLM", "granite"),
             Self::SmolLm3 => ("SmolLM3ForCausalLM", "smollm3"),
             Self::Olmo2 => ("Olmo2ForCausalLM", "olmo2"),
@@ -254,6 +258,12 @@ impl ModelFolder {
             notices.push(format!(
                 "{path}: of this model of texts and images the language model is trained, and it alone is in what is written, as {}",
                 self.architecture.class()
+            ));
+        }
+        if self.is_text_part && self.architecture == Architecture::Gemma4 {
+            notices.push(format!(
+                "{path}: what AutoModelForCausalLM makes of it has other names for the language model: to load an adapter in Python, make the \
+                 model by Gemma4ForCausalLM.from_pretrained(.., key_mapping={{r\"^model\\.language_model\\.\": \"model.\"}})"
             ));
         }
         if is_mxfp4(&self.config) {

@@ -40,10 +40,10 @@ pub(crate) fn has_8bit_moments(scalars: usize, is_embedding: bool) -> bool {
     scalars >= MIN_8BIT_SCALARS && !is_embedding
 }
 
-/// Whether a tensor of that name is the embedding as a whole. Of an adapter, the one that is trained as a whole has this name's end
+/// Whether a tensor of that name is an embedding as a whole. Of an adapter, the one that is trained as a whole has this name's end
 /// too; its rows and factors have others.
 pub(crate) fn is_whole_embedding(name: &str) -> bool {
-    name.ends_with("embed_tokens.weight")
+    name.ends_with("embed_tokens.weight") || name.ends_with("embed_tokens_per_layer.weight")
 }
 
 /// Lengths of the buffers of a moment in 8 bits.

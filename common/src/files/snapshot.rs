@@ -68,7 +68,8 @@ pub enum WeightsFormat {
 /// Tensors of the base model that training leaves as they are.
 #[derive(Clone, Debug)]
 pub struct Frozen {
-    pub files: Arc<WeightFiles>,
+    /// What they are read from. Without files, where all weights are drawn, each of them is one: what is never trained begins so.
+    pub files: Option<Arc<WeightFiles>>,
     /// Their names and shapes.
     pub tensors: Vec<(String, Vec<usize>)>,
 }
@@ -166,12 +167,18 @@ impl Snapshot {
                     shape: &tensor.shape,
                     scalars,
                 });
+                let scalars = |(_, shape): &(String, Vec<usize>)| shape.iter().product::<usize>();
+                let tensors = frozen.iter().flat_map(|frozen| &frozen.tensors);
+                let ones = vec![1.0; tensors.map(scalars).max().unwrap_or(0)];
                 let frozen = frozen.iter().flat_map(|frozen| {
                     let tensors = frozen.tensors.iter();
-                    tensors.map(|(name, shape)| ModelTensor {
-                        name,
-                        shape,
-                        scalars: Scalars::In(&frozen.files),
+                    tensors.map(|tensor| ModelTensor {
+                        name: &tensor.0,
+                        shape: &tensor.1,
+                        scalars: match &frozen.files {
+                            Some(files) => Scalars::In(files),
+                            None => Scalars::Here(&ones[..scalars(tensor)]),
+                        },
                     })
                 });
                 let mut listed: Vec<ModelTensor> = trained.chain(frozen).collect();

@@ -2,10 +2,12 @@
 //! the engine takes and frees them (`worker/src/engine/cuda/layers/`, `worker/src/engine/model/layers`).
 
 mod experts_on_gpu;
+mod own_input;
 
 use std::ops::Range;
 
 use super::{F32, LINEARS, LinearAttention, PROJECTIONS, Shape, Trained, Work};
+use own_input::{OwnInput, attended_columns};
 
 /// Rows of an output that a backward pass computes again at a time, for what the magnitudes (DoRA) of its columns need.
 pub const AGAIN_ROWS: usize = 1024;
@@ -28,6 +30,8 @@ pub(super) struct Layer {
     hidden: u64,
     /// Columns of queries, keys and values together, and of what else is projected beside them.
     qkv: u64,
+    /// Columns of queries, keys and values as the attention reads them, of which some may be the same, or another layer's.
+    attended: u64,
     /// Columns of what the attention gives.
     queries: u64,
     heads: u64,
@@ -41,6 +45,7 @@ pub(super) struct Layer {
     ranks: [u64; 4],
     /// Those of them that stand behind what a shared expert is weighted by.
     shared_rank: u64,
+    own: Option<OwnInput>,
     /// Whether adapters drop inputs, so that masked copies of these are made.
     dropout: bool,
     /// Whether adapted rows have magnitudes.
@@ -113,24 +118,35 @@ impl Layer {
                 ..
             } => (*dropout, *magnitudes, Some(ranks), &experts[..]),
         };
-        let queries = shape.heads * shape.head_dim;
         (0..shape.layers)
             .map(|layer| {
-                let [q, k, v, fourth, o, gate, up, down, shared] = ranks
+                let [
+                    q,
+                    k,
+                    v,
+                    fourth,
+                    o,
+                    gate,
+                    up,
+                    down,
+                    shared,
+                    own_gate,
+                    own_output,
+                ] = ranks
                     .and_then(|all| all.get(layer))
                     .unwrap_or(&none)
                     .map(|rank| rank.next_multiple_of(multiple) as u64);
                 let linear = shape.linear_attention_of(layer);
+                let linears = shape.linears(layer);
+                let outs = linears[PROJECTIONS[0].clone()].iter();
+                let qkv: usize = outs.map(|(_, out, _)| *out).sum();
                 Self {
                     tokens: work.tokens(),
                     element,
                     hidden: shape.hidden_size as u64,
-                    qkv: {
-                        let linears = shape.linears(layer);
-                        let outs = linears[PROJECTIONS[0].clone()].iter();
-                        outs.map(|(_, out, _)| *out as u64).sum()
-                    },
-                    queries: linear.map_or(queries, LinearAttention::values) as u64,
+                    qkv: qkv as u64,
+                    attended: attended_columns(shape, layer, qkv) as u64,
+                    queries: linear.map_or(shape.queries(layer), LinearAttention::values) as u64,
                     heads: match linear {
                         None => shape.heads as u64,
                         Some(_) => 0,
@@ -149,11 +165,14 @@ impl Layer {
                     }),
                     ranks: [q + k + v + fourth, o, gate + up + shared, down],
                     shared_rank: shared,
+                    own: shape.layer_inputs.map(|inputs| OwnInput {
+                        width: inputs.width as u64,
+                        ranks: [own_gate, own_output],
+                    }),
                     dropout,
                     magnitudes,
                     largest: {
                         let of = |slots: &Range<usize>| {
-                            let linears = shape.linears(layer);
                             linears[slots.clone()]
                                 .iter()
                                 .map(|(_, out, _)| *out as u64)
@@ -266,7 +285,8 @@ impl Layer {
             // Beside their projections' inputs, not behind them.
             Place::Processor => self.narrow(self.ranks[0] + self.ranks[2]),
         };
-        self.attended() + self.wide(self.hidden) + self.gate_up() + self.routed() + low_rank
+        let own = self.own_inner();
+        self.attended() + self.wide(self.hidden) + self.gate_up() + self.routed() + low_rank + own
     }
 
     /// Bytes of what experts keep: gate and up of each of a token's experts, and the probabilities of all; and with a shared expert
@@ -318,7 +338,7 @@ impl Layer {
     /// what linear attention reads and what it gives.
     fn mixing(&self) -> u64 {
         match self.linear {
-            None => self.narrow(self.qkv),
+            None => self.narrow(self.attended),
             Some(linear) => {
                 self.wide(linear.convolved + 2 * linear.heads) + self.narrow(self.queries)
             }
@@ -364,7 +384,8 @@ impl Layer {
             Some(experts) => self.close_experts(experts),
             None => self.narrow(self.intermediate + rank) + masked.max(adding) + self.routing(),
         };
-        self.open().max(self.inner() + closing) + self.apart()
+        let mixing = self.inner() + self.own_mixing();
+        (self.open().max(self.inner() + closing) + self.apart()).max(mixing)
     }
 
     /// Peak bytes of the layer's backward pass beside its input, [`Self::inner`] and the residual's gradient. The inner
@@ -394,7 +415,7 @@ impl Layer {
         };
         let later = [to_middle, to_qkv, to_input].into_iter().zip(freed);
         let later = later.map(|(bytes, freed)| bytes.saturating_sub(freed));
-        later.fold(to_gate_up, u64::max) + self.apart()
+        (later.fold(to_gate_up, u64::max) + self.apart()).max(self.own_mixing())
     }
 
     fn backward_to_gate_up(&self) -> u64 {
@@ -431,7 +452,7 @@ impl Layer {
 
     fn backward_to_qkv(&self) -> u64 {
         let rank = self.ranks[1];
-        let (d_context, d_rotated) = (self.summed(self.queries), self.summed(self.qkv));
+        let (d_context, d_rotated) = (self.summed(self.queries), self.summed(self.attended));
         let masked = 2 * self.masked(self.queries, rank);
         let scaling = self
             .gained(self.hidden, rank)
@@ -446,7 +467,7 @@ impl Layer {
             true => self.narrow(self.queries + self.qkv),
             false => 0,
         };
-        let rotated = self.narrow(self.qkv) + self.wide(self.heads);
+        let rotated = self.narrow(self.attended) + self.wide(self.heads);
         let d_qkv = self.narrow(self.qkv + self.ranks[0]);
         let back = match self.place {
             // The context and its gradient are gone by then.

@@ -15,8 +15,8 @@ pub use gpu::on_gpu;
 pub use processor::on_processor;
 pub(crate) use shape::F32;
 pub use shape::{
-    Experts, Fused, LINEARS, LinearAttention, OwnTensor, PROJECTIONS, Ranks, Shape, Tokens,
-    Trained, Work,
+    Experts, Fused, KeyValues, LINEARS, LayerInputs, LayerSizes, LinearAttention, OwnTensor,
+    PROJECTIONS, Ranks, Shape, Tokens, Trained, Work,
 };
 pub use told::bytes;
 
@@ -67,10 +67,8 @@ impl Shape {
     /// Input width, output width and whether there is a bias, of the linear in each slot of a layer. Nothing comes out of an
     /// empty slot.
     pub fn linears(&self, layer: usize) -> [(usize, usize, bool); LINEARS] {
-        let (queries, keys) = (
-            self.heads * self.head_dim,
-            self.key_value_heads * self.head_dim,
-        );
+        let sizes = self.sizes_of(layer);
+        let (queries, keys) = (self.queries(layer), sizes.key_value_heads * sizes.head_dim);
         let (hidden, inner) = (self.hidden_size, self.inner_size(layer));
         let experts = self.experts_of(layer);
         let is_shared = experts.is_some_and(|experts| experts.shared.is_some());
@@ -85,7 +83,11 @@ impl Shape {
         let reading = match (self.linear_attention_of(layer), self.fused.qkv) {
             (Some(sizes), _) => sizes.projected(),
             (None, true) => [queries + 2 * keys, 0, 0, 0],
-            (None, false) => [queries + gate, keys, keys, 0],
+            (None, false) => match sizes.key_values {
+                KeyValues::Apart => [queries + gate, keys, keys, 0],
+                KeyValues::Same => [queries + gate, keys, 0, 0],
+                KeyValues::Of(_) => [queries + gate, 0, 0, 0],
+            },
         };
         let [query, key, value, fourth] = reading;
         let (biased, context) = match self.linear_attention_of(layer) {
@@ -97,6 +99,10 @@ impl Shape {
             true => [2 * inner, 0],
             false => [inner, inner],
         };
+        let [own, mixed] = match self.layer_inputs {
+            None => [0, 0],
+            Some(inputs) => [inputs.width, hidden],
+        };
         [
             (hidden, query, qkv_bias),
             (hidden, key, qkv_bias),
@@ -107,7 +113,49 @@ impl Shape {
             (hidden, up, self.mlp_bias),
             (inner, down, self.mlp_bias),
             (hidden, usize::from(is_shared), false),
+            (hidden, own, false),
+            (own, mixed, false),
         ]
+    }
+
+    /// The sizes of a layer in which it may differ from others.
+    pub fn sizes_of(&self, layer: usize) -> LayerSizes {
+        let own = self.layer_sizes.get(layer).copied();
+        own.unwrap_or(LayerSizes {
+            key_value_heads: self.key_value_heads,
+            head_dim: self.head_dim,
+            key_values: KeyValues::Apart,
+            intermediate_size: self.intermediate_size,
+        })
+    }
+
+    /// Columns of the queries of a layer with attention.
+    pub(crate) fn queries(&self, layer: usize) -> usize {
+        self.heads * self.sizes_of(layer).head_dim
+    }
+
+    /// Number of weights of the norm of queries in a layer with attention, and of that of keys.
+    fn head_norms_of(&self, layer: usize) -> [usize; 2] {
+        match (self.layer_sizes.get(layer), self.head_norms) {
+            (None, _) | (_, [0, 0]) => self.head_norms,
+            (Some(own), _) => match own.key_values {
+                KeyValues::Of(_) => [own.head_dim, 0],
+                KeyValues::Apart | KeyValues::Same => [own.head_dim; 2],
+            },
+        }
+    }
+
+    /// The layers with attention.
+    pub(crate) fn layers_with_attention(&self) -> impl Iterator<Item = usize> {
+        (0..self.layers).filter(|layer| self.linear_attention_of(*layer).is_none())
+    }
+
+    /// Number of scalars of the embedding of all layers' own inputs, and of the linear that projects them.
+    fn input_matrices(&self) -> [u64; 2] {
+        self.layer_inputs.map_or([0; 2], |inputs| {
+            let columns = self.layers * inputs.width;
+            [inputs.vocabulary, self.hidden_size].map(|side| (side * columns) as u64)
+        })
     }
 
     /// The experts of a layer, if it has some.
@@ -122,16 +170,10 @@ impl Shape {
         sizes.layers.get(layer)?.then_some(sizes)
     }
 
-    /// Number of layers with attention.
-    pub(crate) fn attention_layers(&self) -> usize {
-        let linear = |layer: &usize| self.linear_attention_of(*layer).is_some();
-        self.layers - (0..self.layers).filter(linear).count()
-    }
-
     /// The intermediate size of what every token goes through in a layer.
     fn inner_size(&self, layer: usize) -> usize {
         match self.experts_of(layer) {
-            None => self.intermediate_size,
+            None => self.sizes_of(layer).intermediate_size,
             Some(experts) => experts.shared.unwrap_or(0),
         }
     }
@@ -196,7 +238,7 @@ impl Shape {
         let norms = self.layer_norms * self.hidden_size;
         let of_heads = match self.linear_attention_of(layer) {
             Some(sizes) => sizes.vectors().iter().sum(),
-            None => self.head_norms.iter().sum::<usize>() + self.sinks,
+            None => self.head_norms_of(layer).iter().sum::<usize>() + self.sinks,
         };
         let [of_experts, _] = self.expert_biases(layer);
         (norms + of_heads + router + biases.iter().sum::<usize>()) as u64 + of_experts
@@ -208,9 +250,11 @@ impl Shape {
         scalars.iter().sum::<usize>() as u64
     }
 
-    /// Number of scalars of all matrices of the layers, and of those among them that a token goes through.
+    /// Number of scalars of all matrices of the layers and of what projects their own inputs, and of those among them that a token goes
+    /// through.
     pub(crate) fn layer_matrices(&self) -> [u64; 2] {
-        let mut sums = [0; 2];
+        let [_, projection] = self.input_matrices();
+        let mut sums = [projection; 2];
         for layer in 0..self.layers {
             let dense = self.layer_linears(layer) + self.router(layer);
             let experts = self.expert_matrices(layer);
@@ -235,13 +279,15 @@ impl Shape {
     /// Number of scalars of all norms and biases.
     fn vectors(&self) -> u64 {
         let layers = (0..self.layers).map(|layer| self.layer_vectors(layer));
-        layers.sum::<u64>() + self.hidden_size as u64
+        let of_inputs = self.layer_inputs.map_or(0, |inputs| inputs.width);
+        layers.sum::<u64>() + (self.hidden_size + of_inputs) as u64
     }
 
     /// Number of scalars of embedding, output layer and the layers' matrices.
     fn matrices(&self) -> u64 {
         let [all, _] = self.layer_matrices();
-        all + self.token_matrices()
+        let [of_inputs, _] = self.input_matrices();
+        all + self.token_matrices() + of_inputs
     }
 
     /// Number of parameters of the base model.
@@ -274,9 +320,9 @@ impl Work {
                     magnitudes: lora.use_dora,
                     biases: lora.biases,
                     lora_bias: lora.lora_bias,
+                    tokens: tokens_of(lora, &ranks),
                     ranks: ranks.layers,
                     experts: ranks.experts,
-                    tokens: tokens_of(lora, ranks.tokens),
                 },
             },
             dtype: job.base_dtype,
@@ -340,10 +386,11 @@ impl Work {
     }
 }
 
-fn tokens_of(lora: &LoraSpec, ranks: [usize; 2]) -> Tokens {
+fn tokens_of(lora: &LoraSpec, ranks: &Ranks) -> Tokens {
     let both = [&lora.tokens.embedding, &lora.tokens.head];
     Tokens {
-        ranks,
+        inputs: ranks.inputs,
+        ranks: ranks.tokens,
         rows: both.map(|rows| rows.listed().len()),
         whole: both.map(|rows| *rows == TrainedRows::All),
     }
@@ -413,147 +460,4 @@ fn pass(layers: &[Layer], checkpointing: bool, loss: u64, extra: u64) -> Peak {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::{Optimizer, Reduction, TrainedBiases};
-
-    /// Qwen3-0.6B.
-    const SMALL: Shape = Shape {
-        vocab_size: 151_936,
-        hidden_size: 1024,
-        intermediate_size: 3072,
-        layers: 28,
-        heads: 16,
-        key_value_heads: 8,
-        head_dim: 128,
-        tied: true,
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        fused: Fused::NONE,
-        head_norms: [128; 2],
-        layer_norms: 2,
-        adds_apart: false,
-        norms_behind: false,
-        windows: Vec::new(),
-        rotary: 128,
-        sinks: 0,
-        experts: None,
-        output_gate: false,
-        linear_attention: None,
-    };
-
-    fn work(trained: Trained, checkpointing: bool) -> Work {
-        Work {
-            trained,
-            dtype: BaseDtype::Bfloat16,
-            trained_dtype: BaseDtype::Float32,
-            quantization: None,
-            reduction: Reduction::Exact,
-            optimizer: Optimizer::Adamw,
-            batch: 8,
-            sequence_len: 2048,
-            checkpointing,
-            alone: true,
-        }
-    }
-
-    fn adapters() -> Trained {
-        Trained::Adapters {
-            dropout: false,
-            magnitudes: false,
-            biases: TrainedBiases::None,
-            lora_bias: false,
-            ranks: vec![[16; LINEARS]; SMALL.layers],
-            experts: Vec::new(),
-            tokens: Tokens::default(),
-        }
-    }
-
-    #[test]
-    fn scalars_are_those_that_transformers_and_peft_count() {
-        assert_eq!(SMALL.parameters(), 596_049_920);
-        assert_eq!(work(adapters(), false).scalars(&SMALL), 10_092_544);
-        let dora = Trained::Adapters {
-            dropout: false,
-            magnitudes: true,
-            biases: TrainedBiases::None,
-            lora_bias: false,
-            ranks: vec![[16; LINEARS]; SMALL.layers],
-            experts: Vec::new(),
-            tokens: Tokens::default(),
-        };
-        // One for each row: queries, keys and values, output, gate and up, down.
-        let rows = 28 * (2048 + 2 * 1024 + 1024 + 2 * 3072 + 1024);
-        assert_eq!(work(dora, false).scalars(&SMALL), 10_092_544 + rows);
-        assert_eq!(work(Trained::All, false).scalars(&SMALL), 596_049_920);
-    }
-
-    #[test]
-    fn a_layer_keeps_its_residuals_and_what_it_projects() {
-        let activations = |layers, checkpointing| {
-            let shape = Shape { layers, ..SMALL };
-            let work = work(Trained::All, checkpointing);
-            on_gpu(&shape, &work).activations
-        };
-        let tokens = 8 * 2048;
-        let residual = tokens * 1024 * 4;
-        // Queries, keys, values, the context, gate and up in two bytes; the log sums of 16 heads in four.
-        let inner = tokens * (2 * (4096 + 2048 + 6144) + 4 * 16) + residual;
-        let more = activations(28, false) - activations(27, false);
-        assert_eq!(more, residual + inner);
-        assert_eq!(activations(28, true) - activations(27, true), residual);
-    }
-
-    #[test]
-    fn all_weights_take_what_their_training_keeps_of_each() {
-        let full = on_gpu(&SMALL, &work(Trained::All, true));
-        // Beside two bytes for products: weights and two moments of four, a sum of eight.
-        assert_eq!(full.training, 596_049_920 * 20);
-        let here = on_processor(&SMALL, &work(Trained::All, true));
-        let tile = 4 * processor::SUMS_TILE as u64;
-        assert_eq!(here.training, 596_049_920 * 18 + tile);
-        let with_others = Work {
-            alone: false,
-            ..work(Trained::All, true)
-        };
-        let mean = on_processor(&SMALL, &with_others).training - here.training;
-        assert_eq!(mean, 596_049_920 * 4);
-        // Lion keeps a moment less.
-        let lion = Work {
-            optimizer: Optimizer::Lion,
-            ..work(Trained::All, true)
-        };
-        let less = |of: fn(&Shape, &Work) -> Bytes| {
-            of(&SMALL, &work(Trained::All, true)).training - of(&SMALL, &lion).training
-        };
-        assert_eq!([less(on_gpu), less(on_processor)], [596_049_920 * 4; 2]);
-        // In 8 bits each of two moments keeps a byte and a 64th of a float32, but four bytes of the embedding and the vectors.
-        let eight_bits = Work {
-            optimizer: Optimizer::Adamw8bit,
-            ..work(Trained::All, true)
-        };
-        let matrices = 596_049_920 - 151_936 * 1024 - SMALL.vectors();
-        let saved = 2 * matrices * 3 - 2 * matrices / 256 * 4;
-        let less = |of: fn(&Shape, &Work) -> Bytes| {
-            of(&SMALL, &work(Trained::All, true)).training - of(&SMALL, &eight_bits).training
-        };
-        assert_eq!([less(on_gpu), less(on_processor)], [saved; 2]);
-    }
-
-    #[test]
-    fn muon_takes_four_buffers_beside_its_largest_matrix() {
-        let short = Work {
-            batch: 1,
-            sequence_len: 8,
-            optimizer: Optimizer::Muon {
-                trains_vectors: true,
-            },
-            ..work(Trained::All, true)
-        };
-        let peak = on_processor(&SMALL, &short);
-        assert_eq!(peak.moment, Moment::Update);
-        // Gate and up, 1024 x 3072: direction and product, and two squares.
-        assert_eq!(peak.operation, 4 * (2 * 1024 * 3072 + 2 * 1024 * 1024));
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! What a worker needs on a processor.
 
 use super::layer::{Layer, Place};
-use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
+use super::{Bytes, F32, KeyValues, Moment, Shape, Trained, Work, pass};
 use crate::job::{BaseDtype, Optimizer, Reduction, is_embedding};
 use crate::nf4;
 
@@ -40,7 +40,7 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     let layers = Layer::all(shape, work, element, 1, Place::Processor);
     // What the loss took stays in the engine's pool, because nothing else is as large.
     let loss = loss(shape, work, element);
-    let stays = loss + Layer::left_over(&layers);
+    let stays = loss + Layer::left_over(&layers) + across_layers(shape, work, element);
     let peak = pass(&layers, work.checkpointing, 0, stays);
     let peak = peak.or_at(Moment::Update, update(shape, work));
     Bytes {
@@ -53,13 +53,34 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     }
 }
 
+/// Bytes of what all layers of a pass have together: their own inputs and the gradient of these, and the keys and values that layers
+/// have of an earlier one, with their gradient.
+fn across_layers(shape: &Shape, work: &Work, element: u64) -> u64 {
+    let inputs = shape.layer_inputs.map_or(0, |own| own.width * shape.layers) as u64;
+    let mut lenders: Vec<usize> = (0..shape.layers)
+        .filter_map(|layer| match shape.sizes_of(layer).key_values {
+            KeyValues::Of(lender) => Some(lender),
+            KeyValues::Apart | KeyValues::Same => None,
+        })
+        .collect();
+    lenders.sort_unstable();
+    lenders.dedup();
+    let lent = lenders.into_iter().map(|layer| {
+        let sizes = shape.sizes_of(layer);
+        2 * (sizes.key_value_heads * sizes.head_dim) as u64
+    });
+    // Their inputs are computed in two parts, and so is the gradient.
+    work.tokens() * (3 * inputs * F32 + lent.sum::<u64>() * (element + F32))
+}
+
 /// Bytes of the base model's matrices that are not trained, in the engine's element type or in 4 bits.
 fn frozen_matrices(shape: &Shape, work: &Work, element: u64, whole: usize) -> u64 {
     let token_matrices =
         (shape.token_matrices() / shape.token_matrix()).saturating_sub(whole as u64);
+    let [of_inputs, projection] = shape.input_matrices();
     let Some(how) = work.quantization else {
         let [layers, _] = shape.layer_matrices();
-        return (layers + token_matrices * shape.token_matrix()) * element;
+        return (layers + token_matrices * shape.token_matrix() + of_inputs) * element;
     };
     let four_bits = |scalars| nf4::bytes(scalars, how.nested_scales);
     let expert = match how.experts {
@@ -73,10 +94,10 @@ fn frozen_matrices(shape: &Shape, work: &Work, element: u64, whole: usize) -> u6
         linears.iter().sum::<u64>() + shape.router(layer) * element + experts * expert
     };
     let tokens = match how.embeddings {
-        true => token_matrices * four_bits(shape.token_matrix()),
-        false => token_matrices * shape.token_matrix() * element,
+        true => token_matrices * four_bits(shape.token_matrix()) + four_bits(of_inputs),
+        false => (token_matrices * shape.token_matrix() + of_inputs) * element,
     };
-    (0..shape.layers).map(of_layer).sum::<u64>() + tokens
+    (0..shape.layers).map(of_layer).sum::<u64>() + tokens + four_bits(projection)
 }
 
 /// Bytes of the flat weights, their moments, the sums; a slot's gradient, or the tile of it that is computed; and the mean
@@ -92,7 +113,8 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
     };
     let gradient = match keeps_gradients {
         false => {
-            let largest = (shape.vocab_size * shape.hidden_size) as u64;
+            let [of_inputs, _] = shape.input_matrices();
+            let largest = shape.token_matrix().max(of_inputs);
             largest.min(SUMS_TILE as u64) * F32
         }
         true => scalars * F32,
@@ -192,6 +214,9 @@ fn update(shape: &Shape, work: &Work) -> u64 {
         (Trained::All, Some(experts)) if !experts.biased => {
             of_matrix(experts.width, shape.hidden_size)
         }
+        (Trained::All, None) => shape.layer_inputs.map_or(0, |own| {
+            of_matrix(own.width * shape.layers, shape.hidden_size)
+        }),
         // The factors of all experts are.
         (Trained::Adapters { experts: ranks, .. }, Some(experts)) => {
             let of = |(rank, (width, out)): (usize, (usize, usize))| {

@@ -43,6 +43,40 @@ pub struct Shape {
     pub output_gate: bool,
     /// The layers that have linear attention, where some do.
     pub linear_attention: Option<LinearAttention>,
+    /// What the sizes of each layer are, where they differ; empty where all layers have those above.
+    pub layer_sizes: Vec<LayerSizes>,
+    /// What layers have of each token beside the residual.
+    pub layer_inputs: Option<LayerInputs>,
+}
+
+/// Sizes in which the layers of a model may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSizes {
+    pub key_value_heads: usize,
+    pub head_dim: usize,
+    pub key_values: KeyValues,
+    pub intermediate_size: usize,
+}
+
+/// Where a layer has the keys and values of its attention from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyValues {
+    /// Two projections.
+    Apart,
+    /// One projection: values are what keys are before they are normed and rotated.
+    Same,
+    /// The layer of that number, which comes before it: they are its keys and values.
+    Of(usize),
+}
+
+/// Sizes of what each layer has of a token beside the residual (per-layer embeddings of Gemma 4): a row of an embedding of its own, and
+/// what the model projects of the token's embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerInputs {
+    /// Columns of one layer's.
+    pub width: usize,
+    /// Rows of the embedding, which has the columns of all layers.
+    pub vocabulary: usize,
 }
 
 /// Sizes of layers of linear attention (gated DeltaNet), which have a state of fixed size in place of keys and values.
@@ -119,14 +153,15 @@ impl Experts {
 }
 
 /// Number of linears of a decoder layer: queries, keys, values, one more that reads what these do, attention output, gate, up, down,
-/// and what a shared expert is weighted by. Each has its slot in this order. A layer of experts has those of its shared expert as
-/// gate, up and down; one of linear attention has as its first four queries, keys and values in one, the gate of its output, and
-/// what is written of a token and what is kept of those before; or as its first two the first of these in one, and the others.
-pub const LINEARS: usize = 9;
+/// what a shared expert is weighted by, and the gate and the output of what the layer has of a token beside the residual. Each has
+/// its slot in this order. A layer of experts has those of its shared expert as gate, up and down; one of linear attention has as its
+/// first four queries, keys and values in one, the gate of its output, and what is written of a token and what is kept of those
+/// before; or as its first two the first of these in one, and the others.
+pub const LINEARS: usize = 11;
 
 /// Slots of the linears that read the same input, and whose results lie side by side: queries, keys and values; attention output;
-/// gate and up; down; what a shared expert is weighted by.
-pub const PROJECTIONS: [Range<usize>; 5] = [0..4, 4..5, 5..7, 7..8, 8..9];
+/// gate and up; down; what a shared expert is weighted by; the gate of a layer's own input; its output.
+pub const PROJECTIONS: [Range<usize>; 7] = [0..4, 4..5, 5..7, 7..8, 8..9, 9..10, 10..11];
 
 /// Which linears that read the same input are one matrix. It has the first of their slots, and nothing is in the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,11 +219,16 @@ pub struct Ranks {
     pub experts: Vec<[usize; 3]>,
     /// Of those on the embedding and the output layer.
     pub tokens: [usize; 2],
+    /// Of that on the linear that projects the own inputs of all layers.
+    pub inputs: usize,
 }
 
-/// What is trained of the embedding, and of the output layer, beside adapters on linears of layers.
+/// What is trained of the embedding, of the output layer, and of what all layers have their own inputs from, beside adapters on linears
+/// of layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
+    /// Rank of the adapter on the linear that projects the own inputs of all layers, 0 for none.
+    pub inputs: usize,
     /// Ranks of the adapters on each, 0 for none.
     pub ranks: [usize; 2],
     /// Rows of each that are trained by themselves.

@@ -119,9 +119,21 @@ fn of_tokens(shape: &Shape, tokens: &Tokens, magnitudes: bool) -> Vec<Tensors> {
         [shape.vocab_size, shape.hidden_size].map(|size| Tensors::of(1, rank * size))
     });
     let of_head = usize::from(magnitudes && tokens.ranks[1] > 0);
-    let magnitudes = Tensors::of(of_head, shape.vocab_size);
-    let all = rows.into_iter().chain(whole).chain(factors);
-    all.chain([magnitudes]).collect()
+    let of_head = [Tensors::of(of_head, shape.vocab_size)];
+    let all = rows.into_iter().chain(whole).chain(factors).chain(of_head);
+    all.chain(of_inputs(shape, tokens.inputs, magnitudes))
+        .collect()
+}
+
+/// The adapter on what projects the own inputs of all layers.
+fn of_inputs(shape: &Shape, rank: usize, magnitudes: bool) -> [Tensors; 3] {
+    let columns = shape.layer_inputs.map_or(0, |own| own.width * shape.layers);
+    let magnitudes = usize::from(magnitudes && rank > 0);
+    [
+        Tensors::of(1, rank * shape.hidden_size),
+        Tensors::of(1, rank * columns),
+        Tensors::of(magnitudes, columns),
+    ]
 }
 
 fn of_model(shape: &Shape) -> Vec<Tensors> {
@@ -132,13 +144,16 @@ fn of_model(shape: &Shape) -> Vec<Tensors> {
         Tensors::of(heads, matrix),
         // Norms of the layers, and the one behind them.
         Tensors::of(shape.layers * shape.layer_norms + 1, hidden),
-        Tensors::of(shape.attention_layers(), shape.sinks),
     ];
-    tensors.extend(
-        shape
-            .head_norms
-            .map(|width| Tensors::of(shape.attention_layers(), width)),
-    );
+    for layer in shape.layers_with_attention() {
+        let [query, key] = shape.head_norms_of(layer);
+        tensors.extend([shape.sinks, query, key].map(|scalars| Tensors::of(1, scalars)));
+    }
+    if let Some(inputs) = shape.layer_inputs {
+        let [embedding, projection] = shape.input_matrices();
+        tensors.push(Tensors::embedding(embedding as usize));
+        tensors.extend([projection as usize, inputs.width].map(|scalars| Tensors::of(1, scalars)));
+    }
     for layer in 0..shape.layers {
         if let Some(sizes) = shape.linear_attention_of(layer) {
             tensors.extend(sizes.vectors().map(|scalars| Tensors::of(1, scalars)));

@@ -6,7 +6,7 @@ use super::adapted_module::AdaptedModule;
 use super::config::ModelConfig;
 use super::expert_parameters::{parameter_modules, parameter_paths};
 use super::experts::ExpertNames;
-use super::geometry::{LinearShape, linears, token_tensors};
+use super::geometry::{LinearShape, input_projection, linears, token_tensors};
 use super::unmatched_target::UnmatchedTarget;
 use crate::files::adapter::{Factor, adapter_tensors, tensor_name};
 use crate::job::{
@@ -260,7 +260,7 @@ fn matches_experts(config: &ModelConfig, matches: impl Fn(&str) -> bool) -> bool
     })
 }
 
-/// All linears of all layers that adapters may be put on.
+/// All linears of all layers that adapters may be put on, and the one that projects the layers' own inputs.
 fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> {
     // PEFT would take the names of what a dense layer has behind its attention, and a shared expert, for those of experts.
     let taken = config.experts.as_ref().map(|experts| experts.names);
@@ -268,7 +268,13 @@ fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> 
     let is_taken = move |name: &str| {
         taken.is_some_and(|names| [names.gate, names.up, names.down].contains(&name))
     };
-    (0..config.layers).flat_map(move |layer| {
+    let of_inputs = input_projection(config).map(|shape| AdaptedModule {
+        path: shape.path.to_owned(),
+        shape,
+        rank: 0,
+        stack: None,
+    });
+    let of_layers = (0..config.layers).flat_map(move |layer| {
         let linears = linears(config, layer).into_iter();
         let linears = linears.filter(move |linear| !is_taken(linear.name()));
         linears.map(move |shape| AdaptedModule {
@@ -277,7 +283,8 @@ fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> 
             rank: 0,
             stack: None,
         })
-    })
+    });
+    of_layers.chain(of_inputs)
 }
 
 /// The modules whose whole path the pattern matches, as Python's `re.fullmatch` would.
@@ -352,6 +359,7 @@ fn ranks(
         layers: (0..config.layers).map(of_layer).collect(),
         experts: (0..config.layers).map(of_experts).collect(),
         tokens: TOKEN_MODULES.map(rank_at),
+        inputs: input_projection(config).map_or(0, |linear| rank_at(linear.path)),
     })
 }
 

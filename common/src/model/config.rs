@@ -7,16 +7,16 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits, is_mxfp4};
+use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits};
 use crate::job::{JobSpec, Method, Quantization, TrainedTokens};
-use crate::memory::{Fused, LinearAttention};
+use crate::memory::{Fused, KeyValues, LayerInputs, LayerSizes, LinearAttention};
 
 use super::error::ModelError;
 use super::experts::Experts;
-use super::family::{
-    Activation, Family, HeadNormKind, LayerKind, LayerNorms, Windows, layer_kinds,
-};
+use super::factors::{Caps, Scales};
+use super::family::{Activation, Family, HeadNormKind, LayerNorms};
 use super::fields::Fields;
+use super::layer_kinds::{LayerKind, Rotation, layer_kinds};
 use super::rope::{Rope, RotaryPairs};
 
 /// A decoder as the engine builds it.
@@ -32,7 +32,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     pub rms_norm_epsilon: f64,
     pub rope: Rope,
-    /// Dimensions of each head that are rotated, the first ones.
+    /// Dimensions of each head that are rotated, the first ones; of heads of layers with a window see
+    /// [`local_rotary_dim`](Self::local_rotary_dim).
     pub rotary_dim: usize,
     pub rotary_pairs: RotaryPairs,
     /// The output layer is the embedding.
@@ -58,6 +59,16 @@ pub struct ModelConfig {
     pub layer_kinds: Vec<LayerKind>,
     /// The frequencies of layers with a window, where these have their own.
     pub local_rope: Option<Rope>,
+    /// Dimensions of each head that are rotated by these.
+    pub local_rotary_dim: usize,
+    /// The sizes of each layer, where they differ; empty where all layers have those above.
+    pub layer_sizes: Vec<LayerSizes>,
+    /// What layers have of each token beside the residual.
+    pub layer_inputs: Option<LayerInputs>,
+    /// Values of each head are normed, without weights.
+    pub value_norms: bool,
+    /// What a layer gives is multiplied by a number of its own, which is never trained.
+    pub layer_scalars: bool,
     pub scales: Scales,
     pub caps: Caps,
     /// The experts of the layers that have some.
@@ -70,36 +81,6 @@ pub struct ModelConfig {
     pub is_four_bits: bool,
     /// How its linears are kept in 4 bits, if all of them are.
     pub quantization: Option<Quantization>,
-}
-
-/// What numbers are multiplied by on their way.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scales {
-    /// Token embeddings, before the first layer.
-    pub embedding: f64,
-    /// Attention scores.
-    pub attention: f64,
-    /// What each half of a layer adds to the residual.
-    pub residual: f64,
-    pub logits: f64,
-}
-
-impl Scales {
-    /// Nothing is multiplied, not even scores.
-    pub const NONE: Self = Self {
-        embedding: 1.0,
-        attention: 1.0,
-        residual: 1.0,
-        logits: 1.0,
-    };
-}
-
-/// What numbers are limited to, as `cap · tanh(number / cap)`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Caps {
-    /// Attention scores, once they are scaled.
-    pub attention: Option<f64>,
-    pub logits: Option<f64>,
 }
 
 impl ModelConfig {
@@ -144,34 +125,50 @@ impl ModelConfig {
             .or(family.default_head_dim)
             .unwrap_or(hidden_size / heads);
         let ropes = fields.ropes(family.default_theta)?;
-        let rotary_dim = fields.rotary_dim(family.default_rotated, head_dim)?;
-        fields.check_long_rope(&ropes.0, rotary_dim)?;
+        let local_rotary_dim = fields.rotary_dim(family.default_rotated, head_dim)?;
         let layers = fields.size("num_hidden_layers")?;
+        let kinds = layer_kinds(json, architecture, layers, ropes.1.is_some());
+        let intermediate_size = fields.intermediate_size(&family)?;
+        let key_value_heads = fields
+            .optional_size("num_key_value_heads")?
+            .unwrap_or(heads);
+        let usual = LayerSizes {
+            key_value_heads,
+            head_dim,
+            key_values: KeyValues::Apart,
+            intermediate_size,
+        };
+        let layer_sizes = fields.sizes_by_layer(&family, heads, &kinds, usual)?;
+        let rotary_dim = match layer_sizes.last() {
+            None => local_rotary_dim,
+            Some(global) => global.head_dim,
+        };
+        fields.check_long_rope(&ropes.0, rotary_dim)?;
         let config = Self {
             architecture,
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
-            intermediate_size: match family.experts {
-                // No layer is dense, and what experts are wide is read with them.
-                Some(kind) if !kind.may_be_dense => {
-                    fields.optional_size("intermediate_size")?.unwrap_or(0)
-                }
-                _ => fields.size("intermediate_size")?,
-            },
+            intermediate_size,
             layers,
             heads,
-            key_value_heads: fields
-                .optional_size("num_key_value_heads")?
-                .unwrap_or(heads),
+            key_value_heads,
             head_dim,
             rms_norm_epsilon: fields
                 .number("rms_norm_eps")
                 .unwrap_or(family.default_epsilon),
-            layer_kinds: layer_kinds(json, architecture, layers, ropes.1.is_some()),
+            layer_kinds: kinds,
             rope: ropes.0,
             rotary_dim,
             rotary_pairs: family.rotary_pairs,
             local_rope: ropes.1,
+            local_rotary_dim,
+            layer_inputs: match family.layers_differ {
+                true => fields.layer_inputs()?,
+                false => None,
+            },
+            layer_sizes,
+            value_norms: family.value_norms,
+            layer_scalars: family.layer_scalars,
             tied: json["tie_word_embeddings"]
                 .as_bool()
                 .unwrap_or(family.default_tied),
@@ -204,37 +201,40 @@ impl ModelConfig {
             max_positions: fields.optional_size("max_position_embeddings")?,
             initializer_range: fields.number("initializer_range").unwrap_or(0.02),
             is_four_bits: is_four_bits(json),
-            // Where layers are left out, nothing here says how large those are: memory is counted as if none were quantised.
-            quantization: (is_four_bits(json) && leaves_nothing_out(json)).then(|| Quantization {
-                nested_scales: json["quantization_config"]["bnb_4bit_use_double_quant"]
-                    .as_bool()
-                    .unwrap_or(false),
-                embeddings: false,
-                experts: false,
-            }),
+            quantization: quantization(json),
         };
-        let is_sliding = |kind: &Value| kind == "sliding_attention";
-        let types = json["layer_types"].as_array();
-        if json["sliding_window"].is_null()
-            && json.get("sliding_window").is_some()
-            && family.windows != Windows::Never
-            && types.is_some_and(|types| types.iter().any(is_sliding))
-        {
-            return Err(fields.bad("layer_types has sliding_attention, but sliding_window is null"));
-        }
-        if family.windows == Windows::EveryOtherAsked
-            && !fields.flag("use_sliding_window")
-            && types.is_some_and(|types| types.iter().any(is_sliding))
-        {
-            return Err(
-                fields.bad("layer_types has sliding_attention, but use_sliding_window is false")
-            );
-        }
+        fields.check_windows(&family)?;
         if !config.head_dim.is_multiple_of(2) {
             let reason = "hidden_size / num_attention_heads is odd, where pairs are rotated";
             return Err(fields.bad(reason));
         }
         Ok(config)
+    }
+
+    /// The sizes of a layer in which it may differ from others.
+    pub fn sizes_of(&self, layer: usize) -> LayerSizes {
+        let own = self.layer_sizes.get(layer).copied();
+        own.unwrap_or(LayerSizes {
+            key_value_heads: self.key_value_heads,
+            head_dim: self.head_dim,
+            key_values: KeyValues::Apart,
+            intermediate_size: self.intermediate_size,
+        })
+    }
+
+    /// Refuses a vocabulary for which layers have no inputs of their own: rows for tokens that a job adds.
+    ///
+    /// # Errors
+    /// One line, where there are such tokens.
+    pub fn check_vocabulary(&self) -> Result<(), ModelError> {
+        let rows = self.layer_inputs.map_or(usize::MAX, |own| own.vocabulary);
+        match self.vocab_size <= rows {
+            true => Ok(()),
+            false => Err(ModelError::Vocabulary {
+                vocabulary: self.vocab_size,
+                rows,
+            }),
+        }
     }
 
     /// The smallest window of any layer.
@@ -252,98 +252,55 @@ impl ModelConfig {
     }
 }
 
+impl Fields<'_> {
+    fn intermediate_size(&self, family: &Family) -> Result<usize, ModelError> {
+        match family.experts {
+            // No layer is dense, and what experts are wide is read with them.
+            Some(kind) if !kind.may_be_dense => {
+                Ok(self.optional_size("intermediate_size")?.unwrap_or(0))
+            }
+            _ => self.size("intermediate_size"),
+        }
+    }
+
+    /// The sizes of each layer, in families whose layers differ.
+    fn sizes_by_layer(
+        &self,
+        family: &Family,
+        heads: usize,
+        kinds: &[LayerKind],
+        usual: LayerSizes,
+    ) -> Result<Vec<LayerSizes>, ModelError> {
+        if !family.layers_differ {
+            return Ok(Vec::new());
+        }
+        let has_window = kinds.iter().map(|kind| kind.rotation == Rotation::Local);
+        let sizes = self.layer_sizes(&has_window.collect::<Vec<_>>(), usual)?;
+        self.check_layer_sizes(heads, &sizes)?;
+        Ok(sizes)
+    }
+}
+
+/// How the folder of this configuration keeps its linears in 4 bits, if it keeps all of them so.
+fn quantization(json: &Value) -> Option<Quantization> {
+    // Where layers are left out, nothing here says how large those are: memory is counted as if none were quantised.
+    if !is_four_bits(json) || !leaves_nothing_out(json) {
+        return None;
+    }
+    let nested_scales = &json["quantization_config"]["bnb_4bit_use_double_quant"];
+    Some(Quantization {
+        nested_scales: nested_scales.as_bool().unwrap_or(false),
+        embeddings: false,
+        experts: false,
+    })
+}
+
 /// Whether a quantised folder leaves no linear of the decoder as it was.
 fn leaves_nothing_out(json: &Value) -> bool {
     let skipped = &json["quantization_config"]["llm_int8_skip_modules"];
     let skipped = skipped.as_array().into_iter().flatten();
     let mut names = skipped.filter_map(Value::as_str);
     names.all(|name| name == "lm_head")
-}
-
-impl Fields<'_> {
-    fn refuse_unsupported(
-        &self,
-        architecture: Architecture,
-        is_gelu: bool,
-    ) -> Result<(), ModelError> {
-        // Gemma reads this one alone.
-        let (key, wanted) = match is_gelu {
-            true => ("hidden_activation", "gelu_pytorch_tanh"),
-            false => ("hidden_act", "silu"),
-        };
-        let activation = self.json[key].as_str().unwrap_or(wanted);
-        if activation != wanted {
-            return Err(self.unsupported(format!("{key} {activation:?} (supported: {wanted:?})")));
-        }
-        if self.flag("use_bidirectional_attention") {
-            return Err(self.unsupported("use_bidirectional_attention".to_owned()));
-        }
-        let is_read = is_four_bits(self.json)
-            || (is_mxfp4(self.json) && architecture == Architecture::GptOss);
-        if self.json["quantization_config"].is_object() && !is_read {
-            return Err(self.unsupported("a quantised base model".to_owned()));
-        }
-        Ok(())
-    }
-
-    /// Phi-3 names three dropouts of the base model, and training without them would be other than its `config.json` says.
-    fn refuse_dropout(&self, architecture: Architecture) -> Result<(), ModelError> {
-        if architecture != Architecture::Phi3 {
-            return Ok(());
-        }
-        for key in ["resid_pdrop", "embd_pdrop", "attention_dropout"] {
-            if let Some(dropout) = self.number(key).filter(|dropout| *dropout != 0.0) {
-                return Err(self.unsupported(format!("{key} {dropout} (supported: 0)")));
-            }
-        }
-        Ok(())
-    }
-
-    fn scales(&self, architecture: Architecture, hidden: usize, head_dim: usize) -> Scales {
-        let usual = Scales {
-            embedding: 1.0,
-            attention: f64::from(1.0 / (head_dim as f32).sqrt()),
-            residual: 1.0,
-            logits: 1.0,
-        };
-        match architecture {
-            Architecture::Gemma2 | Architecture::Gemma3 => Scales {
-                embedding: (hidden as f64).sqrt(),
-                attention: 1.0 / self.number("query_pre_attn_scalar").unwrap_or(256.0).sqrt(),
-                ..usual
-            },
-            Architecture::Granite => {
-                let factor = |key: &str| self.number(key).unwrap_or(1.0);
-                Scales {
-                    embedding: factor("embedding_multiplier"),
-                    attention: factor("attention_multiplier"),
-                    residual: factor("residual_multiplier"),
-                    logits: 1.0 / factor("logits_scaling"),
-                }
-            }
-            _ => usual,
-        }
-    }
-
-    fn caps(&self, architecture: Architecture) -> Caps {
-        // Null means none, and a key that is not there the family's own.
-        let cap = |key: &str, usual: f64| match self.json.get(key) {
-            None => Some(usual),
-            Some(value) => value.as_f64(),
-        };
-        match architecture {
-            Architecture::Gemma2 => Caps {
-                attention: cap("attn_logit_softcapping", 50.0),
-                logits: cap("final_logit_softcapping", 30.0),
-            },
-            // What it has of the other is never used.
-            Architecture::Gemma3 => Caps {
-                attention: None,
-                logits: self.number("final_logit_softcapping"),
-            },
-            _ => Caps::default(),
-        }
-    }
 }
 
 #[cfg(test)]

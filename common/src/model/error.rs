@@ -13,4 +13,9 @@ pub enum ModelError {
     File(#[from] FileError),
     #[error("{path}: {feature} is not supported")]
     Feature { path: PathBuf, feature: String },
+    #[error(
+        "the model would have {vocabulary} tokens, and embed_tokens_per_layer has rows for {rows}: tokens are not added to models whose \
+         layers have inputs of their own; remove them from the job"
+    )]
+    Vocabulary { vocabulary: usize, rows: usize },
 }

@@ -3,8 +3,6 @@
 //!
 //! Source of names and defaults: Transformers 5.24, `configuration_*.py` and `modeling_*.py` of each family.
 
-use serde_json::Value;
-
 use super::experts::ExpertKind;
 use super::rope::RotaryPairs;
 use crate::files::model::Architecture;
@@ -85,24 +83,6 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// How a layer turns queries and keys by their positions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rotation {
-    Usual,
-    /// By the frequencies of layers with a window, where these have their own.
-    Local,
-    /// Not at all.
-    None,
-}
-
-/// What differs from layer to layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LayerKind {
-    /// Tokens that a query sees, itself among them, where that is limited.
-    pub window: Option<usize>,
-    pub rotation: Rotation,
-}
-
 /// What an architecture has that its `config.json` does not say.
 pub(super) struct Family {
     /// Key that says whether the attention's linears have biases.
@@ -138,6 +118,13 @@ pub(super) struct Family {
     pub has_linear_attention: bool,
     /// Whether what these read goes through two linears in place of four, whose columns lie key head by key head.
     pub has_grouped_projections: bool,
+    /// Whether layers without a window have other sizes than those with one, and some have keys and values of others, and inputs of
+    /// their own.
+    pub layers_differ: bool,
+    /// Whether values of each head are normed, without weights.
+    pub value_norms: bool,
+    /// Whether what a layer gives is multiplied by a number of its own.
+    pub layer_scalars: bool,
     pub experts: Option<ExpertKind>,
 }
 
@@ -159,6 +146,8 @@ pub(super) enum Windows {
     AllWhereGiven,
     /// Those of `layer_types`; where these are not given, the last of every so many sees everything.
     AllBut { every: usize },
+    /// Those of `layer_types`; where these are not given, the last of every six and the last one see everything.
+    AllButSixthAndLast,
 }
 
 impl Family {
@@ -186,6 +175,9 @@ impl Family {
         has_output_gate: false,
         has_linear_attention: false,
         has_grouped_projections: false,
+        layers_differ: false,
+        value_norms: false,
+        layer_scalars: false,
         experts: None,
     };
 
@@ -197,6 +189,23 @@ impl Family {
         is_gelu: true,
         windows: Windows::AllBut { every: 2 },
         ..Self::LLAMA
+    };
+
+    const GEMMA3: Self = Self {
+        head_norms: HeadNormKind::EachHead,
+        default_theta: 1_000_000.0,
+        windows: Windows::AllBut { every: 6 },
+        ..Self::GEMMA
+    };
+
+    const GEMMA4: Self = Self {
+        norm_offset: false,
+        windows: Windows::AllButSixthAndLast,
+        default_window: 512,
+        layers_differ: true,
+        value_norms: true,
+        layer_scalars: true,
+        ..Self::GEMMA3
     };
 
     const OLMO: Self = Self {
@@ -263,12 +272,8 @@ impl Family {
                 ..Self::LLAMA
             },
             Architecture::Gemma2 => Self::GEMMA,
-            Architecture::Gemma3 => Self {
-                head_norms: HeadNormKind::EachHead,
-                default_theta: 1_000_000.0,
-                windows: Windows::AllBut { every: 6 },
-                ..Self::GEMMA
-            },
+            Architecture::Gemma3 => Self::GEMMA3,
+            Architecture::Gemma4 => Self::GEMMA4,
             Architecture::Olmo2 => Self::OLMO,
             Architecture::Olmo3 => Self {
                 windows: Windows::AllBut { every: 4 },
@@ -345,181 +350,6 @@ impl Family {
     }
 }
 
-/// What each layer of a model sees and how it rotates. `has_local` says whether layers with a window have frequencies of their own.
-pub(super) fn layer_kinds(
-    json: &Value,
-    architecture: Architecture,
-    layers: usize,
-    has_local: bool,
-) -> Vec<LayerKind> {
-    let family = Family::of(architecture);
-    let size = |key: &str| json[key].as_u64().map(|size| size as usize);
-    let is_asked = json["use_sliding_window"].as_bool() == Some(true);
-    let window = match (family.windows, &json["sliding_window"]) {
-        (Windows::AllAsked | Windows::EveryOtherAsked, _) if !is_asked => None,
-        (Windows::Never | Windows::Asked | Windows::AllWhereGiven, value) => {
-            let size = value.as_u64().filter(|size| *size > 0);
-            size.map(|size| size as usize)
-        }
-        // Null means none, and a key that is not there the family's own.
-        (_, Value::Null) if json.get("sliding_window").is_some() => None,
-        (_, value) => {
-            let size = value.as_u64().map(|size| size as usize);
-            Some(size.unwrap_or(family.default_window))
-        }
-    };
-    let types = json["layer_types"].as_array();
-    let is_limited = |layer: usize| {
-        let said = types.and_then(|types| types.get(layer)?.as_str());
-        let by_type = said.map(|kind| kind == "sliding_attention");
-        match family.windows {
-            Windows::Never => false,
-            Windows::All => by_type.unwrap_or(true),
-            Windows::AllWhereGiven | Windows::AllAsked => true,
-            Windows::EveryOtherAsked => by_type.unwrap_or_else(|| {
-                layer.is_multiple_of(2) && layer < size("max_window_layers").unwrap_or(28)
-            }),
-            Windows::Asked => by_type.unwrap_or_else(|| {
-                is_asked
-                    && layer >= size("max_window_layers").unwrap_or(0)
-                    // SmolLM3 has windows on layers without positions alone.
-                    && (architecture != Architecture::SmolLm3
-                        || !is_rotated(json, architecture, layer))
-            }),
-            Windows::AllBut { every } => by_type.unwrap_or_else(|| {
-                let every = size("sliding_window_pattern").unwrap_or(every).max(1);
-                !(layer + 1).is_multiple_of(every)
-            }),
-        }
-    };
-    (0..layers)
-        .map(|layer| {
-            let is_limited = is_limited(layer);
-            LayerKind {
-                window: window.filter(|_| is_limited),
-                rotation: match (
-                    is_rotated(json, architecture, layer),
-                    has_local && is_limited,
-                ) {
-                    (false, _) => Rotation::None,
-                    (true, true) => Rotation::Local,
-                    (true, false) => Rotation::Usual,
-                },
-            }
-        })
-        .collect()
-}
-
-/// SmolLM3 leaves every fourth layer without positions, unless its list says which.
-fn is_rotated(json: &Value, architecture: Architecture, layer: usize) -> bool {
-    if architecture != Architecture::SmolLm3 {
-        return true;
-    }
-    match json["no_rope_layers"].as_array() {
-        // One is a layer with positions.
-        Some(list) => list.get(layer).and_then(Value::as_u64) != Some(0),
-        None => {
-            let every = json["no_rope_layer_interval"].as_u64().unwrap_or(4).max(1);
-            !(layer as u64 + 1).is_multiple_of(every)
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use std::path::Path;
-
-    use serde_json::json;
-
-    use super::*;
-    use crate::model::{ModelConfig, ModelError};
-
-    fn parse(class: &str, change: impl FnOnce(&mut Value)) -> Result<ModelConfig, ModelError> {
-        let mut json = json!({
-            "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2
-        });
-        change(&mut json);
-        ModelConfig::parse(&json, Path::new("config.json"))
-    }
-
-    #[test]
-    fn phi_3_has_a_window_where_one_is_given_and_no_biases() {
-        let plain = parse("Phi3ForCausalLM", |json| {
-            json["attention_bias"] = true.into();
-        });
-        let plain = plain.unwrap();
-        assert_eq!(plain.smallest_window(), None);
-        assert!(!plain.qkv_bias && !plain.output_bias && !plain.tied);
-        assert_eq!((plain.rms_norm_epsilon, plain.rotary_dim), (1e-5, 16));
-        let windowed = parse("Phi3ForCausalLM", |json| {
-            json["sliding_window"] = 2047.into();
-            // It reads none.
-            json["layer_types"] = json!(["full_attention", "full_attention"]);
-        });
-        let windows = windowed.unwrap().layer_kinds;
-        assert!(windows.iter().all(|kind| kind.window == Some(2047)));
-    }
-
-    #[test]
-    fn gpt_oss_has_sinks_biases_and_a_window_on_every_other_layer() {
-        let parse = |change: &dyn Fn(&mut Value)| {
-            let config = parse("GptOssForCausalLM", |json| {
-                json["num_local_experts"] = 4.into();
-                json["num_experts_per_tok"] = 2.into();
-                change(json);
-            });
-            config.unwrap()
-        };
-        let windows = |config: &ModelConfig| {
-            let kinds = config.layer_kinds.iter();
-            kinds.map(|kind| kind.window).collect::<Vec<_>>()
-        };
-        let plain = parse(&|_| {});
-        assert!(plain.sinks && plain.qkv_bias && plain.output_bias && !plain.tied);
-        assert_eq!((plain.head_dim, plain.rms_norm_epsilon), (64, 1e-5));
-        assert_eq!(windows(&plain), [Some(128), None]);
-        let said = parse(&|json| {
-            json["attention_bias"] = false.into();
-            json["sliding_window"] = 16.into();
-            json["layer_types"] = json!(["full_attention", "sliding_attention"]);
-        });
-        assert!(!said.qkv_bias && !said.output_bias);
-        assert_eq!(windows(&said), [None, Some(16)]);
-    }
-
-    #[test]
-    fn dropouts_of_phi_3_are_refused_by_name() {
-        for key in ["resid_pdrop", "embd_pdrop", "attention_dropout"] {
-            let message = parse("Phi3ForCausalLM", |json| json[key] = 0.1.into());
-            let message = message.unwrap_err().to_string();
-            assert!(message.contains(&format!("{key} 0.1")), "{message}");
-            parse("Phi3ForCausalLM", |json| json[key] = 0.0.into()).unwrap();
-        }
-    }
-
-    #[test]
-    fn glm_rotates_half_of_each_head_and_glm_4_0414_has_four_norms() {
-        let glm4 = parse("Glm4ForCausalLM", |_| {}).unwrap();
-        assert_eq!((glm4.head_dim, glm4.rotary_dim), (128, 64));
-        assert_eq!(glm4.rotary_pairs, RotaryPairs::Neighbours);
-        assert!(glm4.qkv_bias && !glm4.output_bias);
-        assert_eq!(glm4.rms_norm_epsilon, 1.5625e-7);
-        let norms: Vec<&str> = glm4.norms.names().collect();
-        let expected = [
-            "input_layernorm",
-            "post_self_attn_layernorm",
-            "post_attention_layernorm",
-            "post_mlp_layernorm",
-        ];
-        assert_eq!(norms, expected);
-        let glm = parse("GlmForCausalLM", |json| {
-            json["attention_bias"] = false.into();
-            json["partial_rotary_factor"] = 0.25.into();
-        });
-        let glm = glm.unwrap();
-        assert_eq!((glm.norms, glm.qkv_bias), (LayerNorms::BEFORE, false));
-        assert_eq!(glm.rotary_dim, 32);
-    }
-}
+mod tests;

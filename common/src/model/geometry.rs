@@ -6,7 +6,7 @@ use super::family::HeadNormKind;
 use super::linear_attention::{CONVOLUTION, DECAY, DECAY_BIAS, HEAD_NORM};
 use crate::files::adapter::{trained_rows_name, trained_whole_name};
 use crate::job::{JobSpec, Quantization, TrainedRows, TrainedTokens};
-use crate::memory::{LinearAttention, PROJECTIONS, Shape};
+use crate::memory::{KeyValues, LINEARS, LinearAttention, PROJECTIONS, Shape};
 
 /// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
 pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
@@ -21,14 +21,24 @@ pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         let shape = vec![config.vocab_size, config.hidden_size];
         tensors.push((HEAD.to_owned(), shape));
     }
+    tensors.extend(input_tensors(config));
     for layer in 0..config.layers {
         let prefix = format!("model.layers.{layer}.");
         for norm in config.norms.names() {
             tensors.push((format!("{prefix}{norm}.weight"), vec![config.hidden_size]));
         }
+        if config.layer_inputs.is_some() {
+            tensors.push((
+                format!("{prefix}{INPUT_MIX_NORM}"),
+                vec![config.hidden_size],
+            ));
+        }
+        if config.layer_scalars {
+            tensors.push((format!("{prefix}{LAYER_SCALAR}"), vec![1]));
+        }
         match config.linear_attention_of(layer) {
             Some(sizes) => tensors.extend(linear_attention_tensors(sizes, &prefix)),
-            None => tensors.extend(attention_vectors(config, &prefix)),
+            None => tensors.extend(attention_vectors(config, layer, &prefix)),
         }
         for linear in linears(config, layer) {
             let name = format!("{prefix}{}", linear.path);
@@ -45,8 +55,13 @@ pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 }
 
 /// Names and shapes of what a layer's attention has beside its linears.
-fn attention_vectors(config: &ModelConfig, prefix: &str) -> Vec<(String, Vec<usize>)> {
-    let norms = ["q_norm", "k_norm"].iter().zip(config.head_norm_widths());
+fn attention_vectors(
+    config: &ModelConfig,
+    layer: usize,
+    prefix: &str,
+) -> Vec<(String, Vec<usize>)> {
+    let norms = ["q_norm", "k_norm"].iter();
+    let norms = norms.zip(config.head_norm_widths(layer));
     let norms = norms.filter(|(_, width)| *width > 0);
     let norms =
         norms.map(|(norm, width)| (format!("{prefix}self_attn.{norm}.weight"), vec![width]));
@@ -54,6 +69,20 @@ fn attention_vectors(config: &ModelConfig, prefix: &str) -> Vec<(String, Vec<usi
         .sinks
         .then(|| (format!("{prefix}{SINKS}"), vec![config.heads]));
     norms.chain(sinks).collect()
+}
+
+/// Names and shapes of what all layers have their own inputs from.
+fn input_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let Some(inputs) = config.layer_inputs else {
+        return Vec::new();
+    };
+    let columns = config.layers * inputs.width;
+    let tensors = [
+        (INPUT_EMBEDDING, vec![inputs.vocabulary, columns]),
+        (INPUT_PROJECTION, vec![columns, config.hidden_size]),
+        (INPUT_NORM, vec![inputs.width]),
+    ];
+    tensors.map(|(name, shape)| (name.to_owned(), shape)).into()
 }
 
 /// Names and shapes of what a layer's linear attention has beside its linears.
@@ -103,6 +132,11 @@ pub const FUSED_BIAS: &str = "_bias";
 /// The logits within a layer that stand for no token.
 pub const SINKS: &str = "self_attn.sinks";
 
+/// Whether a tensor of that name is a number that no method trains.
+pub fn is_never_trained(name: &str) -> bool {
+    name.ends_with(LAYER_SCALAR)
+}
+
 /// Whether a tensor is a norm or a bias, as Transformers' trainer tells them, by their names: what decays is none.
 pub fn is_norm_or_bias(name: &str, dimensions: usize) -> bool {
     match dimensions {
@@ -114,6 +148,16 @@ pub fn is_norm_or_bias(name: &str, dimensions: usize) -> bool {
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const FINAL_NORM: &str = "model.norm.weight";
 pub const HEAD: &str = "lm_head.weight";
+/// The embedding of all layers' own inputs, a row of each token.
+pub const INPUT_EMBEDDING: &str = "model.embed_tokens_per_layer.weight";
+/// What a token's embedding is projected with, for these.
+pub const INPUT_PROJECTION: &str = "model.per_layer_model_projection.weight";
+/// The norm of what is projected, of each layer's columns.
+pub const INPUT_NORM: &str = "model.per_layer_projection_norm.weight";
+/// Within a layer, the norm of what its own input adds to the residual.
+pub const INPUT_MIX_NORM: &str = "post_per_layer_input_norm.weight";
+/// Within a layer, the number that what it gives is multiplied by.
+pub const LAYER_SCALAR: &str = "layer_scalar";
 
 /// Names and shapes of what an adapter has of the embedding and the output layer.
 pub fn token_tensors(config: &ModelConfig, trained: &TrainedTokens) -> Vec<(String, Vec<usize>)> {
@@ -201,6 +245,8 @@ pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
         up,
         down,
         "mlp.shared_expert_gate",
+        "per_layer_input_gate",
+        "per_layer_projection",
     ];
     let shapes = config.shape().linears(layer).into_iter().enumerate();
     let linears = shapes
@@ -215,8 +261,20 @@ pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
     linears.filter(|linear| linear.out > 0).collect()
 }
 
+/// The linear that projects all layers' own inputs, where there are some, as adapters take it.
+pub fn input_projection(config: &ModelConfig) -> Option<LinearShape> {
+    let inputs = config.layer_inputs?;
+    Some(LinearShape {
+        path: INPUT_PROJECTION.strip_suffix(".weight")?,
+        slot: LINEARS,
+        out: config.layers * inputs.width,
+        width: config.hidden_size,
+        bias: false,
+    })
+}
+
 /// The linears of a decoder layer by what they read: queries, keys, values and what else is projected beside them; attention output;
-/// gate and up; down; what a shared expert is weighted by.
+/// gate and up; down; what a shared expert is weighted by; the gate of the layer's own input, and its output.
 pub fn projections(config: &ModelConfig, layer: usize) -> [Vec<LinearShape>; PROJECTIONS.len()] {
     let linears = linears(config, layer);
     PROJECTIONS.map(|slots| {
@@ -249,12 +307,16 @@ impl ModelConfig {
             output_bias: self.output_bias,
             mlp_bias: self.mlp_bias,
             fused: self.fused,
-            head_norms: self.head_norm_widths(),
-            layer_norms: self.norms.names().count(),
+            // Of any layer that has both.
+            head_norms: self.head_norm_widths(0),
+            layer_norms: self.norms.names().count() + usize::from(self.layer_inputs.is_some()),
             adds_apart: self.norms.are_behind() || self.scales.residual != 1.0,
             norms_behind: self.norms.are_behind(),
             windows: self.windows(),
-            rotary: self.rotary_dim * (1 + usize::from(self.local_rope.is_some())),
+            rotary: match self.local_rope {
+                None => self.rotary_dim,
+                Some(_) => self.rotary_dim + self.local_rotary_dim,
+            },
             sinks: match self.sinks {
                 true => self.heads,
                 false => 0,
@@ -262,6 +324,8 @@ impl ModelConfig {
             experts: self.experts.as_ref().map(|experts| experts.sizes.clone()),
             output_gate: self.output_gate,
             linear_attention: self.linear_attention.clone(),
+            layer_sizes: self.layer_sizes.clone(),
+            layer_inputs: self.layer_inputs,
         }
     }
 
@@ -277,11 +341,15 @@ impl ModelConfig {
         experts.sizes.layers.get(layer)?.then_some(experts)
     }
 
-    /// Number of weights of the norms of queries and of keys; 0 where there are none.
-    pub fn head_norm_widths(&self) -> [usize; 2] {
+    /// Number of weights of the norms of queries and of keys in a layer; 0 where there are none.
+    pub fn head_norm_widths(&self, layer: usize) -> [usize; 2] {
+        let own = self.sizes_of(layer);
         match self.head_norms {
             HeadNormKind::None => [0, 0],
-            HeadNormKind::EachHead => [self.head_dim; 2],
+            HeadNormKind::EachHead => match own.key_values {
+                KeyValues::Of(_) => [own.head_dim, 0],
+                KeyValues::Apart | KeyValues::Same => [own.head_dim; 2],
+            },
             HeadNormKind::AllHeads => [self.heads, self.key_value_heads].map(|n| n * self.head_dim),
         }
     }
@@ -298,9 +366,11 @@ mod tests {
     use crate::files::layout::Layout;
     use crate::job::{JobSources, Method, load};
     use crate::memory::Work;
-    use crate::model::{adapted_modules, adapter_ranks, module_tensors, tensors_beside};
+    use crate::model::{
+        adapted_modules, adapter_ranks, module_tensors, tensors_beside, unfrozen_tensors,
+    };
 
-    const CLASSES: [&str; 14] = [
+    const CLASSES: [&str; 15] = [
         "Qwen2ForCausalLM",
         "Gemma3ForCausalLM",
         "Olmo2ForCausalLM",
@@ -315,6 +385,7 @@ mod tests {
         "Qwen3_5ForCausalLM",
         "Qwen3_5MoeForCausalLM",
         "Qwen3NextForCausalLM",
+        "Gemma4ForCausalLM",
     ];
 
     fn config(class: &str) -> ModelConfig {
@@ -322,12 +393,22 @@ mod tests {
     }
 
     fn config_of(class: &str, hidden_size: usize) -> ModelConfig {
-        let json = json!({
+        let mut json = json!({
             "architectures": [class], "vocab_size": 100, "hidden_size": hidden_size, "intermediate_size": 96,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
             "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-            "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "full_attention_interval": 2
+            "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "full_attention_interval": 2,
+            // Of layers that differ, of which the last two have the keys and values of the first two.
+            "global_head_dim": 16, "attention_k_eq_v": true, "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 120
         });
+        if class == "Gemma4ForCausalLM" {
+            let kinds = ["sliding_attention", "full_attention"];
+            json["num_hidden_layers"] = 4.into();
+            json["layer_types"] = json!([kinds, kinds].concat());
+            json["num_kv_shared_layers"] = 2.into();
+            json["use_double_wide_mlp"] = true.into();
+        }
         ModelConfig::parse(&json, Path::new("config.json")).unwrap()
     }
 
@@ -347,7 +428,7 @@ mod tests {
         ];
         assert_eq!(shapes("Phi3ForCausalLM"), phi);
         let parts = projections(&config("Glm4ForCausalLM"), 0);
-        assert_eq!(parts.map(|part| part.len()), [3, 1, 1, 1, 0]);
+        assert_eq!(parts.map(|part| part.len()), [3, 1, 1, 1, 0, 0, 0]);
     }
 
     #[test]
@@ -356,6 +437,7 @@ mod tests {
             let config = config(class);
             let tensors = base_tensors(&config).into_iter();
             let scalars: usize = tensors
+                .filter(|(name, _)| !is_never_trained(name))
                 .map(|(_, shape)| shape.iter().product::<usize>())
                 .sum();
             assert_eq!(config.shape().parameters(), scalars as u64, "{class}");
@@ -381,7 +463,7 @@ mod tests {
         let adapted = adapter_ranks(&config, job).unwrap();
         let counted = Work::of(job, adapted, false).state_bytes(&config.shape());
         let tensors = match &job.method {
-            Method::Full => base_tensors(&config),
+            Method::Full => unfrozen_tensors(&config, &job.unfrozen).unwrap(),
             Method::Lora(lora) => {
                 let modules = adapted_modules(&config, lora).unwrap();
                 let beside = tensors_beside(&config, &modules, lora);
@@ -424,6 +506,14 @@ mod tests {
                 let [counted, made] = state_bytes("Qwen2ForCausalLM", hidden_size, &job);
                 assert_eq!(counted, made, "{hidden_size} {fields}");
             }
+        }
+        for fields in [
+            "use_dora: true\nbias: all\n",
+            "lora_target_modules: [q_proj, v_proj, per_layer_model_projection]\n",
+        ] {
+            let job = job(&format!("adapter: lora\n{fields}"));
+            let [counted, made] = state_bytes("Gemma4ForCausalLM", 64, &job);
+            assert_eq!(counted, made, "{fields}");
         }
         for class in ["Qwen3MoeForCausalLM", "GptOssForCausalLM"] {
             for fields in [

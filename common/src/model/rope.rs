@@ -28,6 +28,11 @@ pub enum RopeScaling {
     Linear {
         factor: f64,
     },
+    /// Gemma 4's: the first pairs turn, as many as this share of them, and the others stay as they are.
+    Proportional {
+        share: f64,
+        factor: f64,
+    },
     /// Llama 3.1's: low frequencies are slowed down, high ones kept, those between blended.
     Llama3 {
         factor: f64,
@@ -164,6 +169,13 @@ impl RopeScaling {
             // Long: by a factor of each pair, see [`Rope::slowed`].
             Self::None | Self::Long { .. } => frequency,
             Self::Linear { factor } => frequency / factor as f32,
+            Self::Proportional { share, factor } => {
+                let turning = (share * dimensions as f64 / 2.0).floor();
+                match (pair as f64) < turning {
+                    true => frequency / factor as f32,
+                    false => 0.0,
+                }
+            }
             Self::Llama3 {
                 factor,
                 low_freq_factor,
@@ -197,12 +209,15 @@ impl Fields<'_> {
         let parameters = &self.json["rope_parameters"];
         self.check_older_rope(parameters, &self.json["rope_scaling"])?;
         let by_type = |kind: &str| Some(&parameters[kind]).filter(|found| found.is_object());
+        let architecture = Architecture::of_config(self.path, self.json)?;
+        if architecture == Architecture::Gemma4 {
+            return self.ropes_of_gemma4(parameters);
+        }
         if let Some(full) = by_type("full_attention") {
             let sliding = by_type("sliding_attention").unwrap_or(full);
             let own = |found: &Value| self.rope_of(found, default_theta);
             return Ok((own(full)?, Some(own(sliding)?)));
         }
-        let architecture = Architecture::of_config(self.path, self.json)?;
         let older_local = match architecture {
             Architecture::Gemma3 => Some(self.number("rope_local_base_freq").unwrap_or(1e4)),
             Architecture::Olmo3 => Some(500_000.0),
@@ -224,6 +239,37 @@ impl Fields<'_> {
             _ => self.rope_of(scaling, default_theta)?,
         };
         Ok((rope, older_local.map(local)))
+    }
+
+    /// Gemma 4's, which has no older spelling: of layers that see everything a share of the pairs turns.
+    fn ropes_of_gemma4(&self, parameters: &Value) -> Result<(Rope, Option<Rope>), ModelError> {
+        let of = |scaling, theta| Rope { theta, scaling };
+        if parameters.is_null() && self.json["rope_scaling"].is_null() {
+            let (share, factor) = (0.25, 1.0);
+            let global = of(RopeScaling::Proportional { share, factor }, 1e6);
+            return Ok((global, Some(of(RopeScaling::None, 1e4))));
+        }
+        let rope = |kind: &str| {
+            let own = &parameters[kind];
+            let theta = own["rope_theta"].as_f64();
+            let theta = theta.filter(|_| own.is_object()).ok_or_else(|| {
+                self.bad(
+                    "rope_parameters must have full_attention and sliding_attention, each with a rope_theta",
+                )
+            })?;
+            let share = own["partial_rotary_factor"].as_f64().unwrap_or(1.0);
+            match kind_of(own) {
+                "proportional" => {
+                    let factor = own["factor"].as_f64().unwrap_or(1.0);
+                    Ok(of(RopeScaling::Proportional { share, factor }, theta))
+                }
+                _ if share != 1.0 => Err(self.unsupported(format!(
+                    "partial_rotary_factor of {kind}, but with rope_type \"proportional\","
+                ))),
+                _ => self.rope_of(own, theta),
+            }
+        };
+        Ok((rope("full_attention")?, Some(rope("sliding_attention")?)))
     }
 
     /// Refuses what the older key says otherwise: Transformers takes that one then, and forgets the newer key.

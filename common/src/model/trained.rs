@@ -4,7 +4,7 @@
 use super::adapted::{adapted_modules, module_tensors, tensors_beside};
 use super::adapted_module::AdaptedModule;
 use super::config::ModelConfig;
-use super::geometry::{EMBEDDING, HEAD, base_tensors, is_norm_or_bias};
+use super::geometry::{EMBEDDING, HEAD, base_tensors, is_never_trained, is_norm_or_bias};
 use super::unmatched_target::UnmatchedTarget;
 use half::bf16;
 
@@ -61,12 +61,12 @@ fn divided(
     config: &ModelConfig,
     unfrozen: &Unfrozen,
 ) -> Result<(Tensors, Tensors), UnmatchedTarget> {
-    let tensors = base_tensors(config);
+    let tensors = base_tensors(config).into_iter();
     if unfrozen.is_all() {
-        return Ok((tensors, Vec::new()));
+        return Ok(tensors.partition(|(name, _)| !is_never_trained(name)));
     }
     let names = unfrozen.names().map_err(UnmatchedTarget::Unfrozen)?;
-    Ok(tensors.into_iter().partition(|(name, _)| names.fit(name)))
+    Ok(tensors.partition(|(name, _)| names.fit(name) && !is_never_trained(name)))
 }
 
 /// The sizes of what full training changes, where that is not the whole model.

@@ -220,8 +220,47 @@ fn an_unknown_family_is_named_with_those_that_are_known() {
         "Qwen3_5ForCausalLM",
         "Qwen3_5MoeForCausalLM",
         "Qwen3NextForCausalLM",
+        "Gemma4ForCausalLM",
     ];
     refused(other, &known);
+}
+
+/// A Gemma 4 that contradicts itself, or has not what it says.
+#[test]
+fn a_gemma_4_that_cannot_be_is_refused_in_a_line() {
+    let change = |key: &'static str, value: Json| {
+        move |site: &Site| {
+            site.config(|config| {
+                config["architectures"] = json!(["Gemma4ForCausalLM"]);
+                config["model_type"] = json!("gemma4_text");
+                config["hidden_activation"] = json!("gelu_pytorch_tanh");
+                config["sliding_window"] = json!(16);
+                config["global_head_dim"] = json!(32);
+                config[key] = value.clone();
+            });
+        }
+    };
+    for (key, value, words) in [
+        (
+            "num_kv_shared_layers",
+            json!(1000),
+            &["num_kv_shared_layers 1000", "none of the"][..],
+        ),
+        (
+            "layer_types",
+            json!(["full_attention"]),
+            &["layer_types has 1 entries"],
+        ),
+        ("enable_moe_block", json!(true), &["enable_moe_block"]),
+        // What it has of its own is not in the folder.
+        (
+            "hidden_size_per_layer_input",
+            json!(0),
+            &["no tensor", "pre_feedforward_layernorm", "layer_scalar"],
+        ),
+    ] {
+        refused(change(key, value), words);
+    }
 }
 
 #[test]

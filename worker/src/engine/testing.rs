@@ -19,7 +19,7 @@ use crate::ComputeDevice;
 
 /// A `config.json` of two layers.
 pub fn config(architecture: &str) -> Value {
-    json!({
+    let mut json = json!({
         "architectures": [architecture], "vocab_size": 61, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "silu", "rms_norm_eps": 1e-6,
@@ -31,13 +31,39 @@ pub fn config(architecture: &str) -> Value {
         // Of linear attention, which the first layer has where a family has it.
         "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
         "linear_key_head_dim": 8, "linear_value_head_dim": 12
-    })
+    });
+    if architecture == "Gemma4ForCausalLM" {
+        differing(&mut json);
+    }
+    json
+}
+
+/// Four layers, of which the last two have the keys and values of the first two, and all have inputs of their own.
+fn differing(json: &mut Value) {
+    let kinds = ["sliding_attention", "full_attention"];
+    json["num_hidden_layers"] = 4.into();
+    json["layer_types"] = json!([kinds, kinds].concat());
+    json["sliding_window"] = 7.into();
+    json["tie_word_embeddings"] = true.into();
+    json["attention_k_eq_v"] = true.into();
+    json["use_double_wide_mlp"] = true.into();
+    for (key, size) in [
+        ("global_head_dim", 16),
+        ("num_global_key_value_heads", 1),
+        ("num_kv_shared_layers", 2),
+        ("hidden_size_per_layer_input", 8),
+        ("vocab_size_per_layer_input", 64),
+    ] {
+        json[key] = size.into();
+    }
 }
 
 /// Writes a model folder with random weights, through a trainer that drew them.
 pub fn write_model(dir: &Path, config: &Value, seed: u64) {
-    use common::files::snapshot::WeightsFormat;
+    use common::files::snapshot::{Frozen, WeightsFormat};
     use common::files::tensors::Dtype;
+    use common::model::{ModelConfig, frozen_tensors};
+    let model = ModelConfig::parse(config, Path::new("config.json")).unwrap();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let job = JobSpec {
         init_weights: InitWeights::Random,
@@ -48,7 +74,10 @@ pub fn write_model(dir: &Path, config: &Value, seed: u64) {
     let format = WeightsFormat::Model {
         config: config.clone(),
         dtype: Dtype::F32,
-        frozen: None,
+        frozen: Some(Frozen {
+            files: None,
+            tensors: frozen_tensors(&model, &Unfrozen::default()).unwrap(),
+        }),
     };
     trainer
         .snapshot()

@@ -116,6 +116,7 @@ impl Trainer {
             },
         };
         let config = config.for_job(&job);
+        config.check_vocabulary()?;
         let start = pool.install(|| InitialWeights::of(&job, &config, &source, adapter_dir))?;
         let scalars = start.layout.scalars;
         let layout = Arc::new(start.layout.clone());

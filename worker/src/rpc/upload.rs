@@ -14,7 +14,7 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::sink::{Entries, Fill, Sink};
 use common::files::tensors::Dtype;
 use common::files::{FileEntry, FileError, Frozen, Layout, Snapshot, WeightsFormat};
-use common::job::{BaseDtype, JobSpec, Method, TargetModules, is_of_parameter};
+use common::job::{BaseDtype, InitWeights, JobSpec, Method, TargetModules, is_of_parameter};
 use common::model::{EMBEDDING, ModelConfig, base_tensors, frozen_tensors};
 use common::wire::CHUNK_BYTES;
 use proto::v1;
@@ -306,17 +306,22 @@ pub fn weights_format(
 
 /// What the job leaves of its model as it is, if there is such.
 fn frozen(model_dir: &Path, job: &JobSpec) -> Result<Option<Frozen>, FileError> {
-    if job.unfrozen.is_all() {
-        return Ok(None);
-    }
     let folder = ModelFolder::open(model_dir, job.init_weights)?;
     let malformed = |reason: String| FileError::malformed(model_dir, reason);
     let config = ModelConfig::of(&folder).map_err(|error| malformed(error.to_string()))?;
     let tensors = frozen_tensors(&config, &job.unfrozen);
-    Ok(Some(Frozen {
-        files: Arc::new(WeightFiles::open(&folder, &base_tensors(&config))?),
-        tensors: tensors.map_err(|error| malformed(error.to_string()))?,
-    }))
+    let tensors = tensors.map_err(|error| malformed(error.to_string()))?;
+    if tensors.is_empty() {
+        return Ok(None);
+    }
+    let files = match job.init_weights {
+        InitWeights::Random => None,
+        InitWeights::Pretrained => {
+            let files = WeightFiles::open(&folder, &base_tensors(&config))?;
+            Some(Arc::new(files))
+        }
+    };
+    Ok(Some(Frozen { files, tensors }))
 }
 
 /// The model's `config.json` with as many tokens as its embedding has now. What was quantised is not any more.

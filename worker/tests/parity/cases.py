@@ -58,6 +58,17 @@ LINEAR_ATTENTION = dict(
     linear_key_head_dim=8,
     linear_value_head_dim=12,
 )
+GEMMA4 = dict(
+    head_dim=12,
+    global_head_dim=16,
+    sliding_window=WINDOW,
+    rope_parameters=dict(
+        sliding_attention=dict(rope_type="default", rope_theta=100.0),
+        full_attention=dict(rope_type="proportional", rope_theta=10000.0, partial_rotary_factor=0.25),
+    ),
+    final_logit_softcapping=3.0,
+    tie_word_embeddings=True,
+)
 QUARTER_ROPE = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERT_PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -302,6 +313,32 @@ CASES = {
         ),
         dict(target_modules=[*ATTENTION, "in_proj_qkvz", "in_proj_ba", "out_proj", "shared_expert_gate"]),
     ),
+    # As the largest of its kin: values are keys in the layer that sees everything, whose heads are larger and fewer.
+    "gemma4": (
+        transformers.Gemma4TextConfig(
+            **COMMON | dict(num_hidden_layers=3),
+            **GEMMA4,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            attention_k_eq_v=True,
+            num_global_key_value_heads=1,
+            hidden_size_per_layer_input=0,
+            use_bidirectional_attention="vision",
+        ),
+        dict(target_modules="all-linear"),
+    ),
+    # As the smallest: the last three layers have the keys and values of the first two, and all have inputs of their own.
+    "gemma4-shared": (
+        transformers.Gemma4TextConfig(
+            **COMMON | dict(num_hidden_layers=5),
+            **GEMMA4,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            num_kv_shared_layers=3,
+            use_double_wide_mlp=True,
+            hidden_size_per_layer_input=8,
+            vocab_size_per_layer_input=VOCABULARY,
+        ),
+        dict(target_modules="all-linear"),
+    ),
 }
 GEMMA3 = dict(
     head_dim=12,
@@ -543,6 +580,8 @@ def prepare(name, model):
     epsilon.
 
     In linear attention what is convolved would be so small that the norm behind the delta rule would mostly add its epsilon.
+
+    In Gemma 4 what layers give is multiplied by numbers that are no parameters, and would all be one.
     """
     if name in ("glm", "glm4"):
         config = model.config
@@ -554,3 +593,6 @@ def prepare(name, model):
         for layer in model.model.layers:
             if hasattr(layer, "linear_attn"):
                 layer.linear_attn.conv1d.weight *= 4
+    if name.startswith("gemma4"):
+        for number, layer in enumerate(model.model.layers):
+            layer.layer_scalar.fill_(0.75 + 0.125 * number)

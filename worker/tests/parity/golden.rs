@@ -14,7 +14,7 @@ use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
-const CASES: [&str; 26] = [
+const CASES: [&str; 28] = [
     "llama",
     "qwen2-tied",
     "qwen3-tied",
@@ -41,6 +41,8 @@ const CASES: [&str; 26] = [
     "qwen3.5",
     "qwen3.5-moe",
     "qwen3-next",
+    "gemma4",
+    "gemma4-shared",
 ];
 pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;
@@ -308,6 +310,22 @@ fn a_packed_block_trains_like_its_examples_one_by_one() {
             assert!(off < 1e-5, "{name}: gradients differ by {off}");
             let weights = expected.weights.widened(0..expected.layout.scalars);
             assert_weights(name, &start, &found, &weights);
+        }
+    }
+}
+
+/// Where layers have the keys and values of an earlier one, a layer that runs again in the backward pass has them still.
+#[test]
+fn checkpointing_changes_no_bit_where_layers_share_keys() {
+    for name in ["gemma4", "gemma4-shared"] {
+        for training in [Training::Lora, Training::Full] {
+            let case = Case::open(&golden_dir(), name);
+            let [plain, checkpointed] = [false, true].map(|checkpointing| {
+                let mut trainer = case.trainer(training, checkpointing);
+                case.train(&mut trainer, 1e-3);
+                trainer.weights_digest().unwrap()
+            });
+            assert_eq!(plain, checkpointed, "{name}");
         }
     }
 }

@@ -6,11 +6,14 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use common::data::block::Block;
-use common::files::WeightsFormat;
 use common::files::adapter::AdapterConfig;
 use common::files::model::ModelFolder;
 use common::files::tensors::Dtype;
-use common::job::{AdapterInit, InitWeights, LoraSpec, Method, TargetModules, TrainedBiases};
+use common::files::{Frozen, WeightsFormat};
+use common::job::{
+    AdapterInit, InitWeights, LoraSpec, Method, TargetModules, TrainedBiases, Unfrozen,
+};
+use common::model::{ModelConfig, frozen_tensors};
 use common::rng::CounterRng;
 use serde_json::{Value, json};
 use worker::ComputeDevice;
@@ -87,10 +90,16 @@ fn random_model(dir: &Path, dtype: Dtype, change: impl FnOnce(&mut Value)) {
         device: ComputeDevice::Cpu,
     })
     .unwrap();
+    let model = ModelConfig::parse(&config, &dir.join("config.json")).unwrap();
+    let tensors = frozen_tensors(&model, &Unfrozen::default()).unwrap();
+    let frozen = (!tensors.is_empty()).then_some(Frozen {
+        files: None,
+        tensors,
+    });
     let format = WeightsFormat::Model {
         config,
         dtype,
-        frozen: None,
+        frozen,
     };
     trainer
         .snapshot()
@@ -260,6 +269,49 @@ fn peft_loads_the_adapters_of_families_and_generates_the_same_text() {
         of("Qwen3_5ForCausalLM", "qwen3_5_text")(config);
         linear(config);
     });
+}
+
+#[test]
+fn peft_loads_the_adapters_of_gemma_4_and_generates_the_same_text() {
+    let Some(python) = Python::find() else { return };
+    // In the last of two layers that see everything values are keys: nothing has the name of their linear there.
+    check_adapter(&python, ["v_proj", "down_proj"], |config| {
+        gemma4(config);
+        config["attention_k_eq_v"] = true.into();
+        config["num_global_key_value_heads"] = 1.into();
+    });
+    let targets = ["k_proj", "per_layer_input_gate"];
+    check_adapter(&python, targets, shared_gemma4);
+    let targets = ["per_layer_projection", "per_layer_model_projection"];
+    let dora = |lora: &mut LoraSpec| lora.use_dora = true;
+    check_kind(&python, targets, dora, shared_gemma4);
+}
+
+fn gemma4(config: &mut Value) {
+    of("Gemma4ForCausalLM", "gemma4_text")(config);
+    let kinds = ["sliding_attention", "full_attention"];
+    config["num_hidden_layers"] = 4.into();
+    config["layer_types"] = json!([kinds, kinds].concat());
+    config["hidden_activation"] = "gelu_pytorch_tanh".into();
+    for (key, size) in [
+        ("sliding_window", 7),
+        ("global_head_dim", 48),
+        ("hidden_size_per_layer_input", 0),
+    ] {
+        config[key] = size.into();
+    }
+    for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
+        config[key] = Value::Null;
+    }
+}
+
+/// With keys and values of others in the last two layers, and inputs of the layers' own.
+fn shared_gemma4(config: &mut Value) {
+    gemma4(config);
+    config["use_double_wide_mlp"] = true.into();
+    config["hidden_size_per_layer_input"] = 8.into();
+    config["vocab_size_per_layer_input"] = 512.into();
+    config["num_kv_shared_layers"] = 2.into();
 }
 
 #[test]

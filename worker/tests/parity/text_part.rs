@@ -11,6 +11,16 @@ use serde_json::{Value, json};
 use crate::golden::golden_dir;
 use crate::support::{Case, Training};
 
+/// Tensors of other parts.
+const OTHERS: [&str; 6] = [
+    "model.visual.merger.norm.weight",
+    "model.vision_tower.std_bias",
+    "model.embed_vision.embedding_projection.weight",
+    "model.audio_tower.output_proj.weight",
+    "model.embed_audio.embedding_projection.weight",
+    "mtp.norm.weight",
+];
+
 type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// As `save_pretrained` of Transformers 5.24 writes a `Qwen3_5ForConditionalGeneration`, and as folders of
@@ -33,7 +43,7 @@ fn write_whole(text: &Path, whole: &Path, class: &str, model_type: &str) {
         (name, view.dtype, view.shape.to_vec(), view.bytes.to_vec())
     });
     let mut tensors = stacked(tensors.collect());
-    for name in ["model.visual.merger.norm.weight", "mtp.norm.weight"] {
+    for name in OTHERS {
         tensors.push((name.to_owned(), Dtype::F32, vec![2], vec![0; 8]));
     }
     let listed = tensors
@@ -95,6 +105,18 @@ fn a_mixture_whose_experts_are_stored_in_two_tensors_is_the_one_with_each_by_its
     );
 }
 
+/// Some folders have keys and values of layers that have those of others, too.
+#[test]
+fn the_language_model_of_a_gemma_4_of_texts_and_images_is_trained_by_itself() {
+    for name in ["gemma4", "gemma4-shared"] {
+        check(
+            name,
+            ["Gemma4ForConditionalGeneration", "gemma4"],
+            "Gemma4ForCausalLM",
+        );
+    }
+}
+
 fn check(name: &str, [class, model_type]: [&str; 2], own_class: &str) {
     let case = Case::open(&golden_dir(), name);
     let folder = tempfile::tempdir().unwrap();
@@ -123,6 +145,9 @@ fn check(name: &str, [class, model_type]: [&str; 2], own_class: &str) {
     opened.check_model_type().unwrap();
     assert_eq!(opened.config_json()["architectures"], json!([own_class]));
     let told = opened.notices();
+    let is_renamed = own_class == "Gemma4ForCausalLM";
+    let mapped = told.iter().any(|line| line.contains("key_mapping="));
+    assert_eq!(mapped, is_renamed, "{told:?}");
     assert!(
         told.iter().any(|line| line.contains("texts and images")),
         "{told:?}"
@@ -130,8 +155,9 @@ fn check(name: &str, [class, model_type]: [&str; 2], own_class: &str) {
     let tensors = base_tensors(&ModelConfig::of(&opened).unwrap());
     let files = WeightFiles::open(&opened, &tensors).unwrap();
     let told = files.notices().join("\n");
+    let count = format!("and {} more", OTHERS.len() - 4);
     assert!(
-        told.contains("mtp.norm.weight") && told.contains("model.visual"),
+        told.contains("model.vision_tower") && told.contains(&count),
         "{told}"
     );
 }

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// Prefixes of the tensors of parts that some folders carry beside a language model.
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 18] = [
     "visual.",
     "vision_tower.",
     "vision_model.",
@@ -14,6 +14,8 @@ const PARTS: [&str; 16] = [
     "image_newline",
     "audio_tower.",
     "audio_encoder.",
+    "embed_vision.",
+    "embed_audio.",
     "speech_encoder.",
     "v_head.",
     "value_head.",
@@ -34,11 +36,26 @@ const BUFFERS: [&str; 7] = [
     ".v_scale",
 ];
 
-/// Whether a tensor takes no part in what the model computes of text.
-pub(super) fn is_harmless(name: &str) -> bool {
+/// Whether a tensor takes no part in what the model computes of text. `config` is that of the language model.
+pub(super) fn is_harmless(name: &str, config: &Value) -> bool {
+    if is_of_shared_keys(name, config) {
+        return true;
+    }
     let inner = name.strip_prefix("model.").unwrap_or(name);
     let is_buffer = BUFFERS.iter().any(|ending| name.ends_with(ending));
     is_buffer || PARTS.iter().any(|part| inner.starts_with(part)) || is_foreign(name)
+}
+
+/// Whether a tensor would make keys and values in a layer that has an earlier one's: some folders have them, and nobody reads them.
+fn is_of_shared_keys(name: &str, config: &Value) -> bool {
+    const MODULES: [&str; 4] = ["k_proj", "v_proj", "k_norm", "v_norm"];
+    let size = |key: &str| config[key].as_u64().unwrap_or(0);
+    let sharing = size("num_kv_shared_layers");
+    let first = size("num_hidden_layers").saturating_sub(sharing);
+    let is_one = MODULES
+        .iter()
+        .any(|module| name.contains(&format!(".self_attn.{module}.")));
+    sharing > 0 && is_one && layer_of(name).is_some_and(|layer| layer >= first)
 }
 
 /// Whether a tensor is not of the decoder at all: nothing in its name is a part of one.
@@ -131,7 +148,21 @@ mod tests {
         ] {
             let reason = reason(name, &config);
             assert!(reason.contains(word), "{name}: {reason}");
-            assert!(!is_harmless(name), "{name}");
+            assert!(!is_harmless(name, &config), "{name}");
         }
+    }
+
+    #[test]
+    fn keys_of_layers_that_have_those_of_an_earlier_one_are_passed_over() {
+        let config = json!({"num_hidden_layers": 4, "num_kv_shared_layers": 2});
+        let own = |layer: usize, module: &str| {
+            let name = format!("model.layers.{layer}.self_attn.{module}.weight");
+            is_harmless(&name, &config)
+        };
+        assert!(own(2, "k_proj") && own(3, "v_proj") && own(3, "k_norm"));
+        assert!(!own(1, "k_proj") && !own(3, "q_proj") && !own(3, "k_proj_of"));
+        let without = json!({"num_hidden_layers": 4});
+        let name = "model.layers.4.self_attn.k_proj.weight";
+        assert!(!is_harmless(name, &without));
     }
 }

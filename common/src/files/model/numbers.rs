@@ -80,6 +80,9 @@ impl Values<'_> {
             ("linear_key_head_dim", MAX_HEAD_STATE),
             ("linear_value_head_dim", MAX_HEAD_STATE),
             ("linear_conv_kernel_dim", MAX_KERNEL),
+            ("global_head_dim", MAX_WIDTH),
+            ("num_global_key_value_heads", MAX_HEADS),
+            ("vocab_size_per_layer_input", MAX_VOCABULARY),
         ] {
             let value = &self.config[key];
             let is_size = value
@@ -91,6 +94,7 @@ impl Values<'_> {
                 self.refuse(key, value, &format!("a whole number from 1 to {most}"));
             }
         }
+        self.sizes_that_may_be_zero();
         for key in ["num_experts", "num_local_experts"] {
             let size = |key: &str| self.config[key].as_u64().unwrap_or(0);
             let layers = size("num_hidden_layers").max(1);
@@ -113,11 +117,34 @@ impl Values<'_> {
             "norm_topk_prob",
             "output_router_logits",
             "attn_output_gate",
+            "attention_k_eq_v",
+            "use_double_wide_mlp",
+            "enable_moe_block",
         ] {
             let value = &self.config[key];
             if !value.is_null() && !value.is_boolean() {
                 self.refuse(key, value, "true or false");
             }
+        }
+    }
+
+    fn sizes_that_may_be_zero(&mut self) {
+        let config = self.config;
+        let layers = config["num_hidden_layers"].as_u64().unwrap_or(1).max(1);
+        for (key, most) in [
+            ("num_kv_shared_layers", MAX_LAYERS),
+            // All layers' side by side are a side of a matrix.
+            ("hidden_size_per_layer_input", MAX_WIDTH / layers),
+        ] {
+            if let Some(value) = config.get(key)
+                && !value.as_u64().is_some_and(|size| size <= most)
+            {
+                self.refuse(key, value, &format!("a whole number from 0 to {most}"));
+            }
+        }
+        let own = &config["per_layer_config"];
+        if !own.is_null() && !own.is_object() {
+            self.refuse("per_layer_config", own, "an object");
         }
     }
 

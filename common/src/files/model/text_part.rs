@@ -6,7 +6,12 @@ use serde_json::{Value, json};
 use super::Architecture;
 
 /// Classes whose language model is a part of them.
-const WHOLES: [(&str, &str, Architecture); 2] = [
+const WHOLES: [(&str, &str, Architecture); 3] = [
+    (
+        "Gemma4ForConditionalGeneration",
+        "gemma4",
+        Architecture::Gemma4,
+    ),
     (
         "Qwen3_5ForConditionalGeneration",
         "qwen3_5",

@@ -392,8 +392,9 @@ impl WeightFiles {
             })
             .collect();
         names.sort_unstable();
-        let (harmless, altering): (Vec<&str>, Vec<&str>) =
-            names.into_iter().partition(|name| extra::is_harmless(name));
+        let (harmless, altering): (Vec<&str>, Vec<&str>) = names
+            .into_iter()
+            .partition(|name| extra::is_harmless(name, folder.config_json()));
         if let Some(first) = altering.first() {
             let reason = format!(
                 "no place in this {} for {}: {}",

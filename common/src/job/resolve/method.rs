@@ -33,6 +33,9 @@ const DECODER_LINEARS: &[&str] = &[
     "in_proj_b",
     "in_proj_a",
     "out_proj",
+    "per_layer_input_gate",
+    "per_layer_projection",
+    "per_layer_model_projection",
 ];
 
 /// `output_dir` and whether the run begins anew there tell which commit of a starting adapter is meant.

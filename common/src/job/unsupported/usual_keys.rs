@@ -157,6 +157,8 @@ pub(super) const GROUPS: &[Group] = &[
                 "mistral",
                 "gemma2",
                 "gemma3_text",
+                "gemma4_text",
+                "gemma4",
                 "granite",
                 "smollm3",
                 "olmo2",

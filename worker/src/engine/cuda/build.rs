@@ -96,8 +96,8 @@ impl Parts<'_> {
     fn layer<E: Element + GpuElement>(&self, layer: usize) -> Result<DecoderLayer<E>, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
-        let [qkv, output, gate_up, down, shared] = projections(config, layer);
-        let [query_width, key_width] = config.head_norm_widths();
+        let [qkv, output, gate_up, down, shared, ..] = projections(config, layer);
+        let [query_width, key_width] = config.head_norm_widths(layer);
         let head_norm = |name: &str, width: usize| {
             let name = format!("{prefix}self_attn.{name}.weight");
             self.vector(&name, width)
@@ -128,7 +128,7 @@ impl Parts<'_> {
                 qkv: self.projection(&prefix, &qkv)?,
                 output: self.projection(&prefix, &output)?,
                 residual: residual(config.norms.attention_output)?,
-                layout: HeadLayout::of(config),
+                layout: HeadLayout::of(config, layer),
                 head_norms,
                 kind: config.layer_kinds[layer],
                 scale: config.scales.attention as f32,

@@ -78,6 +78,7 @@ impl InferenceModel {
             vocab_size: config.vocab_size.max(vocabulary),
             ..config
         };
+        config.check_vocabulary()?;
         let positions = folder.config_json()["max_position_embeddings"]
             .as_u64()
             .map_or(MAX_POSITIONS, |positions| {
@@ -229,6 +230,7 @@ fn llama_config(config: &ModelConfig, positions: usize) -> llama::Config {
         }),
         RopeScaling::None
         | RopeScaling::Linear { .. }
+        | RopeScaling::Proportional { .. }
         | RopeScaling::Yarn { .. }
         | RopeScaling::Long { .. } => None,
     };

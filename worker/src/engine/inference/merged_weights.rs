@@ -17,8 +17,8 @@ use common::job::{
     AdapterSizes, BaseDtype, JobSpec, Quantization, TOKEN_MODULES, TrainedBiases, TrainedRows,
 };
 use common::model::{
-    EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert, is_router,
-    token_tensor, token_tensors,
+    EMBEDDING, HEAD, INPUT_EMBEDDING, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert,
+    is_router, token_tensor, token_tensors,
 };
 use common::nf4::{Nf4, NotQuantised};
 use half::bf16;
@@ -60,7 +60,7 @@ impl FourBits {
 
     /// Whether a tensor of the base model is quantised.
     fn changes(&self, name: &str, shape: &[usize]) -> bool {
-        let is_of_tokens = [EMBEDDING, HEAD].contains(&name);
+        let is_of_tokens = [EMBEDDING, HEAD, INPUT_EMBEDDING].contains(&name);
         let stays = (is_of_tokens && !self.quantization.embeddings)
             || (is_of_expert(name) && !self.quantization.experts)
             || is_router(name);

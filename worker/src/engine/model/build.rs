@@ -2,6 +2,7 @@
 //! model, whose trainable weights are views of the parameters.
 
 mod mixer;
+mod own_input;
 
 use common::files::adapter::{Factor, tensor_name};
 use common::job::{BaseDtype, Quantization, TOKEN_MODULES, TrainedRows};
@@ -78,7 +79,8 @@ impl Parts<'_> {
         };
         Ok(
             CausalLm::new((self.config, dtype), tokens, layers, norm, sequence_len)
-                .learning_from(self.first_learning()),
+                .learning_from(self.first_learning())
+                .with_own_inputs(self.own_inputs()?),
         )
     }
 
@@ -130,8 +132,10 @@ impl Parts<'_> {
     fn layer(&self, layer: usize) -> Result<DecoderLayer, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
-        let [qkv, output, gate_up, down, shared] = projections(config, layer);
+        let [qkv, output, gate_up, down, shared, own_gate, own_output] = projections(config, layer);
         Ok(DecoderLayer {
+            own_input: self.own_input(layer, &prefix, [&own_gate, &own_output])?,
+            scale: self.layer_scale(&prefix)?,
             mixer: self.mixer(layer, &prefix, [&qkv, &output])?,
             mlp: match config.experts_of(layer) {
                 None => FeedForward::Dense(Mlp {
@@ -351,8 +355,13 @@ impl Parts<'_> {
     }
 
     fn norm(&self, name: &str) -> Result<RmsNorm, EngineError> {
+        self.norm_of(name, self.config.hidden_size)
+    }
+
+    /// A norm of so many columns.
+    fn norm_of(&self, name: &str, width: usize) -> Result<RmsNorm, EngineError> {
         Ok(RmsNorm {
-            weight: self.weight(name, &[self.config.hidden_size])?,
+            weight: self.weight(name, &[width])?,
             epsilon: self.config.rms_norm_epsilon as f32,
             offset: self.config.norm_offset,
         })

@@ -9,9 +9,10 @@ use common::model::ModelConfig;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::layers::decoder::{self, DecoderLayer, Keep};
-use super::layers::token_mixer::LayerState;
+use super::layers::decoder::{self, DecoderLayer, Gradients, Keep};
+use super::layers::layer_state::LayerState;
 use super::layers::{BatchRopes, Pass, RopeTables};
+use super::own_inputs::OwnInputs;
 use crate::engine::EngineError;
 use crate::engine::abandon::Abandon;
 use crate::engine::batch::Batch;
@@ -34,6 +35,7 @@ pub struct CausalLm {
     /// What activations are stored and multiplied as.
     dtype: BaseDtype,
     embedding: Embedding,
+    own_inputs: Option<OwnInputs>,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     head: OutputLayer,
@@ -76,6 +78,7 @@ impl CausalLm {
         let ropes = RopeTables::new(config, sequence_len);
         Self {
             embedding,
+            own_inputs: None,
             layers,
             norm,
             head,
@@ -99,9 +102,14 @@ impl CausalLm {
         }
     }
 
+    /// Gives the layers what they have inputs of their own from.
+    pub fn with_own_inputs(self, own_inputs: Option<OwnInputs>) -> Self {
+        Self { own_inputs, ..self }
+    }
+
     /// The first layer that a gradient goes through.
     fn first_in_backward(&self) -> usize {
-        match self.embedding.is_trained() {
+        match self.embedding.is_trained() || self.trains_own_inputs() {
             true => 0,
             false => self.first_learning,
         }
@@ -166,14 +174,17 @@ impl CausalLm {
         let started = Instant::now();
         let (ropes, segments) = (self.ropes(batch), self.segments(batch));
         let router_loss = self.router_loss(batch);
+        let embedded = self.embed(batch);
+        let own_inputs = self.own_inputs_of::<E>(batch, &embedded, mask);
         let mut pass = self.pass(batch, (&ropes, &segments), mask);
         pass.router_loss = router_loss.as_ref();
+        pass.own_inputs = own_inputs.as_deref();
         let keep = match self.checkpointing {
             true => Keep::Inputs,
             false => Keep::Everything,
         };
         let keep = (keep, self.first_in_backward());
-        let (x, tape) = decoder::forward::<E>(&self.layers, self.embed(batch), pass, keep)?;
+        let (x, tape) = decoder::forward::<E>(&self.layers, embedded, pass, keep)?;
         let ran = Instant::now();
         // The loss hands over the first gradient.
         pass.abandon = pass.abandon.filter(|_| droppable);
@@ -185,7 +196,20 @@ impl CausalLm {
         drop(x);
         let lost = Instant::now();
         let wanted = self.embedding.is_trained();
-        decoder::backward(&self.layers, tape, &mut gradient, wanted, pass)?;
+        let inputs = own_inputs.as_ref();
+        let inputs = inputs.filter(|_| wanted || self.trains_own_inputs());
+        let mut d_inputs = inputs.map(|inputs| self.pool.zeroed::<f32>(inputs.len()));
+        let gradients = Gradients {
+            residual: &mut gradient,
+            wanted,
+            own_inputs: d_inputs.as_deref_mut(),
+        };
+        decoder::backward(&self.layers, tape, gradients, pass)?;
+        if let (Some(own), Some(d_inputs)) = (&self.own_inputs, &d_inputs) {
+            let from = (&batch.ids[..], &self.embed(batch)[..]);
+            let dx = wanted.then_some(&mut gradient[..]);
+            own.backward::<E>(from, d_inputs, dx, self.context(batch, mask));
+        }
         if wanted {
             let scale = self.embedding_scale();
             if scale != 1.0 {
@@ -257,16 +281,18 @@ impl CausalLm {
         text.layers
             .resize_with(self.layers.len(), LayerState::default);
         let (ropes, segments) = (self.ropes(&batch), self.segments(&batch));
+        let mut x = self.embed(&batch);
+        let own_inputs = self.own_inputs_of::<f32>(&batch, &x, None);
         let pass = Pass {
             abandon: None,
+            own_inputs: own_inputs.as_deref(),
             ..self.pass(&batch, (&ropes, &segments), None)
         };
-        let mut x = self.embed(&batch);
-        for (layer, state) in self.layers.iter().zip(&mut text.layers) {
-            if known == 0 {
-                *state = LayerState::default();
-            }
-            x = layer.forward_last(&x, state, pass);
+        if known == 0 {
+            text.layers.fill_with(LayerState::default);
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward_last(&x, (&mut text.layers, index), pass);
         }
         let last = &x[x.len() - self.config.hidden_size..];
         Ok(self.logits_of::<f32>(last))
@@ -302,13 +328,16 @@ impl CausalLm {
         router_loss: Option<&RouterLoss>,
     ) -> Option<Buffer<f32>> {
         let (ropes, segments) = (self.ropes(batch), self.segments(batch));
+        let embedded = self.embed(batch);
+        let own_inputs = self.own_inputs_of::<E>(batch, &embedded, None);
         let pass = Pass {
             abandon,
             router_loss,
+            own_inputs: own_inputs.as_deref(),
             ..self.pass(batch, (&ropes, &segments), None)
         };
         let keep = (Keep::Nothing, 0);
-        let kept = decoder::forward::<E>(&self.layers, self.embed(batch), pass, keep)?;
+        let kept = decoder::forward::<E>(&self.layers, embedded, pass, keep)?;
         Some(kept.0)
     }
 
@@ -320,6 +349,29 @@ impl CausalLm {
             scale_in_place(&mut x, scale);
         }
         x
+    }
+
+    fn trains_own_inputs(&self) -> bool {
+        self.own_inputs.as_ref().is_some_and(OwnInputs::is_trained)
+    }
+
+    /// The layers' own inputs of a batch, from its embeddings, where layers have some.
+    fn own_inputs_of<E: Element>(
+        &self,
+        batch: &Batch,
+        embedded: &[f32],
+        mask: Option<MaskKey>,
+    ) -> Option<Buffer<f32>> {
+        let own = self.own_inputs.as_ref()?;
+        Some(own.forward::<E>(&batch.ids, embedded, self.context(batch, mask)))
+    }
+
+    fn context(&self, batch: &Batch, mask: Option<MaskKey>) -> Context<'_> {
+        Context {
+            tokens: batch.ids.len(),
+            mask,
+            pool: &self.pool,
+        }
     }
 
     /// What embeddings are multiplied by, rounded to the type that the model is computed in, as Transformers does.
@@ -361,6 +413,7 @@ impl CausalLm {
             mask,
             pool: &self.pool,
             router_loss: None,
+            own_inputs: None,
             abandon: Some(&self.abandon),
         }
     }
@@ -392,9 +445,13 @@ mod tests {
             let tokens: Vec<u32> = (0..70).map(|token| token % 20).collect();
             let batch = Batch::from_tokens(&tokens, model.config.vocab_size).unwrap();
             let (ropes, segments) = (model.ropes(&batch), model.segments(&batch));
-            let pass = model.pass(&batch, (&ropes, &segments), None);
-            let keep = (Keep::Everything, model.first_in_backward());
             let x = model.embed(&batch);
+            let own_inputs = model.own_inputs_of::<E>(&batch, &x, None);
+            let pass = Pass {
+                own_inputs: own_inputs.as_deref(),
+                ..model.pass(&batch, (&ropes, &segments), None)
+            };
+            let keep = (Keep::Everything, model.first_in_backward());
             let (_, tape) = decoder::forward::<E>(&model.layers, x, pass, keep).unwrap();
             assert_eq!(tape.bytes(), model.kept_bytes(tokens.len()));
         }
@@ -411,6 +468,7 @@ mod tests {
             "Qwen3_5ForCausalLM",
             "Qwen3_5MoeForCausalLM",
             "Qwen3NextForCausalLM",
+            "Gemma4ForCausalLM",
         ] {
             let dir = tempfile::tempdir().unwrap();
             write_model(dir.path(), &config(architecture), 7);
@@ -454,6 +512,7 @@ mod tests {
             "Qwen3_5ForCausalLM",
             "Qwen3_5MoeForCausalLM",
             "Qwen3NextForCausalLM",
+            "Gemma4ForCausalLM",
         ] {
             let mut json = config(architecture);
             json["sliding_window"] = 7.into();

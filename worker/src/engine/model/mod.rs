@@ -4,6 +4,7 @@ mod build;
 pub mod causal_lm;
 pub mod layers;
 mod mean_row;
+pub mod own_inputs;
 pub mod weight_parts;
 pub mod weights;
 

@@ -1,10 +1,14 @@
 //! Rotary positions (Su et al., 2021) on the queries and keys of a fused projection, with Qwen3's norm of each head
-//! before it where the model has one. Values pass through, and so does what a head has behind its rotated dimensions.
+//! before it where the model has one. Values pass through, but for a norm that Gemma 4 has of them, and so does what a head has
+//! behind its rotated dimensions.
 //!
 //! Positions restart with each segment: they come with the batch.
 
+mod values;
+
 use std::ops::Range;
 
+use common::memory::KeyValues;
 use common::model::{ModelConfig, RotaryPairs};
 use rayon::prelude::*;
 
@@ -107,17 +111,46 @@ pub struct HeadLayout {
 }
 
 impl HeadLayout {
-    pub fn of(config: &ModelConfig) -> Self {
+    pub fn of(config: &ModelConfig, layer: usize) -> Self {
+        let own = config.sizes_of(layer);
         Self {
             heads: config.heads,
-            key_value_heads: config.key_value_heads,
-            head_dim: config.head_dim,
+            key_value_heads: own.key_value_heads,
+            head_dim: own.head_dim,
         }
+    }
+
+    /// Columns of the queries.
+    pub fn queries(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of the keys, as many as of the values.
+    pub fn keys(&self) -> usize {
+        self.key_value_heads * self.head_dim
     }
 
     pub fn width(&self) -> usize {
         (self.heads + 2 * self.key_value_heads) * self.head_dim
     }
+}
+
+/// What becomes of the values.
+#[derive(Clone, Copy, Debug)]
+pub struct Values {
+    /// Epsilon of the norm of each head, which has no weights, where there is one.
+    pub norm: Option<f32>,
+    /// What of queries, keys and values is projected: all; values as the keys that they are; or queries alone, and the columns of the
+    /// others are left as they are.
+    pub source: KeyValues,
+}
+
+impl Values {
+    /// Their own columns, as they are.
+    pub const PLAIN: Self = Self {
+        norm: None,
+        source: KeyValues::Apart,
+    };
 }
 
 /// Norms of queries and keys: of each head, with weights `[head_dim]`, or of all heads together, with weights for all.
@@ -150,6 +183,7 @@ impl HeadNorms {
 pub struct Rope<'a> {
     pub layout: HeadLayout,
     pub norms: Option<&'a HeadNorms>,
+    pub values: Values,
     /// The row of the table for each token, which the table must have: as a rule its position.
     pub rows: &'a [u32],
     /// None where nothing is rotated.
@@ -166,18 +200,19 @@ struct Scratch {
     /// Inverse root mean square of each head.
     inverses: Vec<f32>,
     gradients: Vec<rms_norm::RowGradient>,
+    values: values::ValueScratch,
 }
 
 /// The norm weights of queries and keys, opened for reading.
 type NormSlices<'a> = Option<(&'a [f32], &'a [f32])>;
 
 impl Rope<'_> {
-    /// Applies norms and positions to `qkv`, `[tokens][layout.width()]`, and so is the result.
+    /// Applies norms and positions to what is projected, `[tokens][projected]`. The result is `[tokens][layout.width()]`.
     pub fn forward<E: Element>(&self, qkv: &[E], y: &mut [E]) {
-        let width = self.layout.width();
+        let (width, projected) = (self.layout.width(), self.projected());
         self.with_norms(|norms| {
             y.par_chunks_mut(ROW_TILE * width)
-                .zip(qkv.par_chunks(ROW_TILE * width))
+                .zip(qkv.par_chunks(ROW_TILE * projected))
                 .zip(self.rows.par_chunks(ROW_TILE))
                 .for_each(|((y, x), rows)| {
                     let mut scratch = Scratch::default();
@@ -186,7 +221,7 @@ impl Rope<'_> {
                         || {
                             for ((y, x), &row) in y
                                 .chunks_exact_mut(width)
-                                .zip(x.chunks_exact(width))
+                                .zip(x.chunks_exact(projected))
                                 .zip(rows)
                             {
                                 self.forward_row(x, y, row as usize, norms, &mut scratch);
@@ -197,19 +232,19 @@ impl Rope<'_> {
         });
     }
 
-    /// Computes the gradient of `qkv` from that of the result.
+    /// Computes the gradient of what is projected from that of the result.
     pub fn backward<E: Element>(&self, qkv: &[E], dy: &[f32], d_qkv: &mut [E]) {
-        let width = self.layout.width();
+        let (width, projected) = (self.layout.width(), self.projected());
         let trainable = self.norms.is_some_and(|norms| norms.query.is_trainable());
         let norm_weights = self
             .norms
             .map_or(0, |norms| norms.query.scalars() + norms.key.scalars());
-        let tile = ROW_TILE * width;
+        let tile = ROW_TILE * projected;
         let partials: Vec<Vec<f32>> = self.with_norms(|norms| {
             d_qkv
                 .par_chunks_mut(tile)
                 .zip(qkv.par_chunks(tile))
-                .zip(dy.par_chunks(tile))
+                .zip(dy.par_chunks(ROW_TILE * width))
                 .zip(self.rows.par_chunks(ROW_TILE))
                 .map(|(((dx, x), g), rows)| {
                     let mut scratch = Scratch::default();
@@ -218,8 +253,8 @@ impl Rope<'_> {
                         #[inline(always)]
                         || {
                             for (((dx, x), g), &row) in dx
-                                .chunks_exact_mut(width)
-                                .zip(x.chunks_exact(width))
+                                .chunks_exact_mut(projected)
+                                .zip(x.chunks_exact(projected))
                                 .zip(g.chunks_exact(width))
                                 .zip(rows)
                             {
@@ -268,9 +303,22 @@ impl Rope<'_> {
             .chain(of_keys)
     }
 
-    /// Number of columns that are rotated: those of queries and keys.
+    /// Number of columns that are projected.
+    pub fn projected(&self) -> usize {
+        let (queries, keys) = (self.layout.queries(), self.layout.keys());
+        match self.values.source {
+            KeyValues::Apart => queries + 2 * keys,
+            KeyValues::Same => queries + keys,
+            KeyValues::Of(_) => queries,
+        }
+    }
+
+    /// Number of columns that are rotated: those of queries and keys, as far as they are projected.
     fn rotated(&self) -> usize {
-        (self.layout.heads + self.layout.key_value_heads) * self.layout.head_dim
+        match self.values.source {
+            KeyValues::Apart | KeyValues::Same => self.layout.queries() + self.layout.keys(),
+            KeyValues::Of(_) => self.layout.queries(),
+        }
     }
 
     #[inline(always)]
@@ -280,8 +328,10 @@ impl Rope<'_> {
         y: &mut [E],
         row: usize,
         norms: NormSlices,
-        Scratch { wide, inverses, .. }: &mut Scratch,
+        scratch: &mut Scratch,
     ) {
+        self.forward_values(x, y, &mut scratch.values);
+        let Scratch { wide, inverses, .. } = scratch;
         let head_dim = self.layout.head_dim;
         let rotated = self.rotated();
         widen(&x[..rotated], wide);
@@ -300,7 +350,6 @@ impl Rope<'_> {
             for (y, x) in y[..rotated].iter_mut().zip(&*wide) {
                 *y = E::round_from(*x);
             }
-            y[rotated..].copy_from_slice(&x[rotated..]);
             return;
         };
         let row = table.row(row);
@@ -308,7 +357,6 @@ impl Rope<'_> {
         for (y, wide) in to.zip(wide.chunks_exact(head_dim)) {
             table.turn_head(wide, row, y, |a, b, c, s| (a * c - b * s, b * c + a * s));
         }
-        y[rotated..].copy_from_slice(&x[rotated..]);
     }
 
     /// Rotates the gradient back, then passes it through the norm. `dw` holds the gradients of both norm weights.
@@ -328,7 +376,7 @@ impl Rope<'_> {
             turned,
             gradients,
             ..
-        } = scratch;
+        } = &mut *scratch;
         turned.resize(rotated, 0.0);
         match self.table {
             None => turned.copy_from_slice(&g[..rotated]),
@@ -366,9 +414,7 @@ impl Rope<'_> {
                 *dx = E::round_from(*d);
             }
         }
-        for (dx, g) in dx[rotated..].iter_mut().zip(&g[rotated..]) {
-            *dx = E::round_from(*g);
-        }
+        self.backward_values((x, g, dx), &mut scratch.values);
     }
 }
 

@@ -278,6 +278,10 @@ fn not_on_gpus(config: &ModelConfig) -> Option<&'static str> {
     let checks = [
         (config.linear_attention.is_some(), "linear attention"),
         (config.output_gate, "gates of what attention gives"),
+        (
+            !config.layer_sizes.is_empty(),
+            "heads of two sizes, norms of values, and keys that layers share",
+        ),
     ];
     checks
         .into_iter()

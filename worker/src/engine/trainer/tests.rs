@@ -18,13 +18,14 @@ mod optimizers;
 mod slots;
 mod unfrozen;
 
-const FAMILIES: [&str; 21] = [
+const FAMILIES: [&str; 22] = [
     "LlamaForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "MistralForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
+    "Gemma4ForCausalLM",
     "GraniteForCausalLM",
     "SmolLM3ForCausalLM",
     "Olmo2ForCausalLM",
@@ -117,6 +118,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         "GptOssForCausalLM",
         "Qwen3_5ForCausalLM",
         "Qwen3NextForCausalLM",
+        "Gemma4ForCausalLM",
     ] {
         let dir = model(architecture);
         for method in methods(architecture) {
@@ -181,6 +183,7 @@ fn checkpointing_does_not_change_a_bit() {
         "GptOssForCausalLM",
         "Qwen3_5ForCausalLM",
         "Qwen3NextForCausalLM",
+        "Gemma4ForCausalLM",
     ] {
         let dir = model(architecture);
         for method in methods(architecture) {

@@ -1,12 +1,14 @@
 //! The first half of a layer, of whichever kind it is.
 
-use common::memory::LinearAttention;
+use common::memory::{KeyValues, LinearAttention};
 use common::model::{CONVOLUTION, DECAY, DECAY_BIAS, HEAD_NORM, HeadNormKind, LinearShape, SINKS};
 
 use super::Parts;
 use crate::engine::EngineError;
+use crate::engine::buffer::Pool;
 use crate::engine::model::layers::attention::AttentionBlock;
 use crate::engine::model::layers::gated_delta_net::GatedDeltaNet;
+use crate::engine::model::layers::shared_keys::KeySource;
 use crate::engine::model::layers::token_mixer::TokenMixer;
 use crate::engine::ops::causal_conv::CausalConv;
 use crate::engine::ops::delta_gates::DeltaGates;
@@ -14,7 +16,8 @@ use crate::engine::ops::delta_rule::DeltaHeads;
 use crate::engine::ops::gated_norm::GatedNorm;
 use crate::engine::ops::key_groups::KeyGroups;
 use crate::engine::ops::projection::Projection;
-use crate::engine::ops::rope::{HeadLayout, HeadNorms};
+use crate::engine::ops::rope::{HeadLayout, HeadNorms, Values};
+use crate::engine::params::Weight;
 
 impl Parts<'_> {
     /// The first half of a layer, by the linears that read the residual and the one that adds to it.
@@ -41,9 +44,11 @@ impl Parts<'_> {
         (qkv, output): (Projection, Projection),
     ) -> Result<AttentionBlock, EngineError> {
         let config = self.config;
-        let [query_width, key_width] = config.head_norm_widths();
-        let head_norm = |name: &str, width: usize| {
-            self.weight(&format!("{prefix}self_attn.{name}.weight"), &[width])
+        let [query_width, key_width] = config.head_norm_widths(layer);
+        let head_norm = |name: &str, width: usize| match width {
+            // A layer that has the keys of another norms none.
+            0 => Ok(Weight::frozen_f32(Pool::default().take(0), &[0])),
+            _ => self.weight(&format!("{prefix}self_attn.{name}.weight"), &[width]),
         };
         let head_norms = match config.head_norms {
             HeadNormKind::None => None,
@@ -54,14 +59,27 @@ impl Parts<'_> {
                 offset: config.norm_offset,
             }),
         };
+        let key_values = config.sizes_of(layer).key_values;
+        let mut later = layer + 1..config.layers;
+        let is_lent = later.any(|l| config.sizes_of(l).key_values == KeyValues::Of(layer));
         Ok(AttentionBlock {
+            layer,
+            keys: match key_values {
+                KeyValues::Of(lender) => KeySource::Borrowed(lender),
+                KeyValues::Apart | KeyValues::Same if is_lent => KeySource::Lent,
+                KeyValues::Apart | KeyValues::Same => KeySource::Own,
+            },
             norm: self.layer_norm(prefix, config.norms.attention_input)?,
             qkv,
             gated: config.output_gate,
             output,
             residual: self.residual(prefix, config.norms.attention_output)?,
-            layout: HeadLayout::of(config),
+            layout: HeadLayout::of(config, layer),
             head_norms,
+            values: Values {
+                norm: config.value_norms.then_some(config.rms_norm_epsilon as f32),
+                source: key_values,
+            },
             kind: config.layer_kinds[layer],
             scale: config.scales.attention as f32,
             cap: config.caps.attention.map(|cap| cap as f32),

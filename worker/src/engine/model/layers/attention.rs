@@ -3,7 +3,9 @@
 
 use common::model::LayerKind;
 
+use super::layer_state::LayerState;
 use super::residual::Residual;
+use super::shared_keys::{KeySource, SharedKeys};
 use super::{Pass, norm_backward, norm_forward};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::attention::{Attention, Saved};
@@ -11,11 +13,14 @@ use crate::engine::ops::element::Element;
 use crate::engine::ops::output_gate;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
-use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope};
+use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope, Values};
 use crate::engine::params::Weight;
 
 /// The attention half of a decoder layer.
 pub struct AttentionBlock {
+    /// The number of the layer.
+    pub layer: usize,
+    pub keys: KeySource,
     /// Of what it reads; none where that is the residual itself.
     pub norm: Option<RmsNorm>,
     /// The projections of queries, keys and values, side by side; of gates behind the query of each head, where there are some.
@@ -26,6 +31,7 @@ pub struct AttentionBlock {
     pub residual: Residual,
     pub layout: HeadLayout,
     pub head_norms: Option<HeadNorms>,
+    pub values: Values,
     pub kind: LayerKind,
     /// What scores are multiplied by.
     pub scale: f32,
@@ -37,7 +43,8 @@ pub struct AttentionBlock {
 
 /// What the backward pass needs beside the input. Norms and positions are computed again.
 pub struct AttentionActivations<E> {
-    /// Queries, keys and values as projected, without positions, `[tokens][layout.width()]`.
+    /// Queries, keys and values as projected, without positions: `[tokens][layout.width()]`, or fewer columns where values are keys or
+    /// both are another layer's.
     qkv: Buffer<E>,
     qkv_low_rank: LowRank<E>,
     /// As projected, `[tokens][heads * head_dim]`.
@@ -75,6 +82,7 @@ impl AttentionBlock {
     pub fn forward<E: Element>(
         &self,
         x: &[f32],
+        shared: &mut SharedKeys<E>,
         pass: Pass,
     ) -> (Buffer<f32>, AttentionActivations<E>) {
         let (tokens, pool) = (pass.tokens(), pass.pool);
@@ -82,8 +90,10 @@ impl AttentionBlock {
         let mut log_sums = pool.take(tokens * self.layout.heads);
         let mut context = pool.take(tokens * self.layout.heads * self.layout.head_dim);
         {
-            let mut rotated = pool.take::<E>(qkv.len());
-            self.rope(pass).forward(&qkv, &mut rotated);
+            let rotated = self.rotated(&qkv, shared, pass);
+            if self.keys == KeySource::Lent {
+                shared.lend(self.layer, &rotated, self.layout, pool);
+            }
             let sinks = self.sinks.as_ref().map(Weight::read_f32);
             self.attention(sinks.as_deref(), pass).forward(
                 &rotated,
@@ -109,7 +119,17 @@ impl AttentionBlock {
         (y, activations)
     }
 
-    /// Queries, keys and values as projected, `[tokens][layout.width()]`, and gates, `[tokens][heads * head_dim]`.
+    /// Queries, keys and values as the attention reads them, `[tokens][layout.width()]`.
+    fn rotated<E: Element>(&self, qkv: &[E], shared: &SharedKeys<E>, pass: Pass) -> Buffer<E> {
+        let mut rotated = pass.pool.take::<E>(pass.tokens() * self.layout.width());
+        self.rope(pass).forward(qkv, &mut rotated);
+        if let KeySource::Borrowed(lender) = self.keys {
+            shared.borrow(lender, &mut rotated, self.layout);
+        }
+        rotated
+    }
+
+    /// Queries, keys and values as projected, and gates, `[tokens][heads * head_dim]`.
     fn project<E: Element>(
         &self,
         x: &[f32],
@@ -130,25 +150,29 @@ impl AttentionBlock {
         (qkv, Some(gates), low_rank)
     }
 
-    /// Runs forward over the last tokens of a text. `keys_values` has the keys and values of those before them,
-    /// `[tokens][2 * key_value_heads * head_dim]`, and theirs are added.
+    /// Runs forward over the last tokens of a text. `states` are those of all layers, of which this one's has the keys and values of the
+    /// tokens before them, and theirs are added.
     pub fn forward_last<E: Element>(
         &self,
         x: &[f32],
-        keys_values: &mut Vec<E>,
+        states: &mut [LayerState<E>],
         pass: Pass,
     ) -> Buffer<f32> {
         let (tokens, pool) = (pass.tokens(), pass.pool);
-        let (width, queries) = (
-            self.layout.width(),
-            self.layout.heads * self.layout.head_dim,
-        );
+        let (width, queries) = (self.layout.width(), self.layout.queries());
         let (qkv, gates, _) = self.project::<E>(x, pass);
-        let mut rotated = pool.take::<E>(qkv.len());
+        let mut rotated = pool.take::<E>(tokens * width);
         self.rope(pass).forward(&qkv, &mut rotated);
-        for row in rotated.chunks_exact(width) {
-            keys_values.extend_from_slice(&row[queries..]);
-        }
+        let keys_values = match self.keys {
+            KeySource::Borrowed(lender) => &states[lender].keys_values,
+            KeySource::Own | KeySource::Lent => {
+                let own = &mut states[self.layer].keys_values;
+                for row in rotated.chunks_exact(width) {
+                    own.extend_from_slice(&row[queries..]);
+                }
+                own
+            }
+        };
         let mut log_sums = pool.take(tokens * self.layout.heads);
         let mut context = pool.take::<E>(tokens * queries);
         let sinks = self.sinks.as_ref().map(Weight::read_f32);
@@ -173,9 +197,9 @@ impl AttentionBlock {
         activations: AttentionActivations<E>,
         gradient: &mut [f32],
         wanted: bool,
-        pass: Pass,
+        (shared, pass): (&mut SharedKeys<E>, Pass),
     ) {
-        let d_qkv = self.backward_to_qkv(&activations, gradient, pass);
+        let d_qkv = self.backward_to_qkv(&activations, gradient, (shared, pass));
         let context = pass.context();
         let norm_learns = self.norm.as_ref().is_some_and(|n| n.weight.is_trainable());
         let du = match wanted || norm_learns {
@@ -198,8 +222,34 @@ impl AttentionBlock {
         &self,
         activations: &AttentionActivations<E>,
         gradient: &[f32],
-        pass: Pass,
+        (shared, pass): (&mut SharedKeys<E>, Pass),
     ) -> Buffer<E> {
+        let pool = pass.pool;
+        let mut d_context = self.backward_to_context(activations, gradient, pass);
+        let d_gates = activations.gates.as_ref().map(|gates| {
+            let mut d_gates = pool.take::<E>(gates.len());
+            output_gate::backward(&activations.context, gates, &mut d_context, &mut d_gates);
+            d_gates
+        });
+        let d_rotated = self.backward_to_rotated(activations, &d_context, (shared, pass));
+        let mut d_qkv = pool.take(activations.qkv.len());
+        self.rope(pass)
+            .backward(&activations.qkv[..], &d_rotated, &mut d_qkv);
+        let Some(d_gates) = d_gates else {
+            return d_qkv;
+        };
+        let mut d_projected = pool.take(pass.tokens() * self.qkv.out());
+        output_gate::join((&d_qkv, &d_gates), self.layout, &mut d_projected);
+        d_projected
+    }
+
+    /// Goes backward through the output layer, to what goes into it.
+    fn backward_to_context<E: Element>(
+        &self,
+        activations: &AttentionActivations<E>,
+        gradient: &[f32],
+        pass: Pass,
+    ) -> Buffer<f32> {
         let pool = pass.pool;
         let mut d_context = pool.take(activations.context.len());
         {
@@ -224,39 +274,41 @@ impl AttentionBlock {
                 self.output.backward_weights(h, u, &dy, &du, pass.context());
             }
         }
-        let d_gates = activations.gates.as_ref().map(|gates| {
-            let mut d_gates = pool.take::<E>(gates.len());
-            output_gate::backward(&activations.context, gates, &mut d_context, &mut d_gates);
-            d_gates
-        });
-        let mut d_rotated = pool.take(activations.qkv.len());
-        {
-            let mut rotated = pool.take::<E>(activations.qkv.len());
-            self.rope(pass).forward(&activations.qkv, &mut rotated);
-            let saved = Saved {
-                qkv: &rotated,
-                out: &activations.context[..],
-                d_out: &d_context,
-                log_sums: &activations.log_sums,
-            };
-            let sinks = self.sinks.as_ref().map(Weight::read_f32);
-            let attention = self.attention(sinks.as_deref(), pass);
-            attention.backward(&saved, &mut d_rotated);
-            if let Some(sinks) = &self.sinks {
-                sinks.add_gradient(|_, d_sinks, accumulate| {
-                    attention.backward_sinks(&saved, d_sinks, accumulate);
-                });
+        d_context
+    }
+
+    /// Goes backward through the attention, to queries, keys and values as it reads them.
+    fn backward_to_rotated<E: Element>(
+        &self,
+        activations: &AttentionActivations<E>,
+        d_context: &[f32],
+        (shared, pass): (&mut SharedKeys<E>, Pass),
+    ) -> Buffer<f32> {
+        let pool = pass.pool;
+        let rotated = self.rotated(&activations.qkv, shared, pass);
+        let mut d_rotated = pool.take(rotated.len());
+        let saved = Saved {
+            qkv: &rotated,
+            out: &activations.context[..],
+            d_out: d_context,
+            log_sums: &activations.log_sums,
+        };
+        let sinks = self.sinks.as_ref().map(Weight::read_f32);
+        let attention = self.attention(sinks.as_deref(), pass);
+        attention.backward(&saved, &mut d_rotated);
+        if let Some(sinks) = &self.sinks {
+            sinks.add_gradient(|_, d_sinks, accumulate| {
+                attention.backward_sinks(&saved, d_sinks, accumulate);
+            });
+        }
+        match self.keys {
+            KeySource::Own => {}
+            KeySource::Lent => shared.take_back(self.layer, &mut d_rotated, self.layout),
+            KeySource::Borrowed(lender) => {
+                shared.give_back(lender, &d_rotated, self.layout, pool);
             }
         }
-        let mut d_qkv = pool.take(activations.qkv.len());
-        self.rope(pass)
-            .backward(&activations.qkv[..], &d_rotated, &mut d_qkv);
-        let Some(d_gates) = d_gates else {
-            return d_qkv;
-        };
-        let mut d_projected = pool.take(pass.tokens() * self.qkv.out());
-        output_gate::join((&d_qkv, &d_gates), self.layout, &mut d_projected);
-        d_projected
+        d_rotated
     }
 
     fn normed<E: Element>(&self, x: &[f32], pass: Pass) -> Buffer<E> {
@@ -267,6 +319,7 @@ impl AttentionBlock {
         Rope {
             layout: self.layout,
             norms: self.head_norms.as_ref(),
+            values: self.values,
             rows: &pass.ropes.rows,
             table: pass.ropes.tables.of(self.kind.rotation),
         }

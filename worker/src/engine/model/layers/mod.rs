@@ -6,9 +6,12 @@ pub mod expert;
 pub mod experts;
 pub mod feed_forward;
 pub mod gated_delta_net;
+pub mod layer_state;
 pub mod mlp;
+pub mod own_input;
 pub mod residual;
 pub mod shared_expert;
+pub mod shared_keys;
 pub mod token_mixer;
 
 use std::sync::Arc;
@@ -54,14 +57,14 @@ impl RopeTables {
             let factor = rope.attention_factor() as f32;
             RopeTable::new(frequencies, positions, factor).of_pairs(config.rotary_pairs)
         };
-        let table = |rope: &Rope, positions: usize| {
-            table_of(rope, &rope.frequencies(config.rotary_dim), positions)
+        let table = |rope: &Rope, rotated: usize, positions: usize| {
+            table_of(rope, &rope.frequencies(rotated), positions)
         };
         let rope = &config.rope;
         let long_texts = rope.long_texts(config.rotary_dim);
         let long_texts = long_texts.filter(|long| positions > long.above);
         let short = long_texts.as_ref().map_or(positions, |long| long.above);
-        let mut usual = table(rope, short);
+        let mut usual = table(rope, config.rotary_dim, short);
         let long = long_texts.map(|long| {
             let first = usual.rows();
             usual.extend(&table_of(rope, &long.frequencies, positions));
@@ -74,7 +77,7 @@ impl RopeTables {
         Self {
             positions,
             usual,
-            local: local.map(|rope| table(rope, positions)),
+            local: local.map(|rope| table(rope, config.local_rotary_dim, positions)),
             long,
         }
     }
@@ -140,6 +143,8 @@ pub struct Pass<'a> {
     pub pool: &'a Pool,
     /// The loss that spreads tokens over experts, if the router has one.
     pub router_loss: Option<&'a RouterLoss>,
+    /// What each layer has of each token beside the residual, `[layers][tokens][width]`, where layers have such.
+    pub own_inputs: Option<&'a [f32]>,
     /// The request to give up the pass: once it is asked, what the pass computes is of no use. None where nobody may ask.
     pub abandon: Option<&'a Abandon>,
 }

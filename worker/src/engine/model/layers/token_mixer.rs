@@ -3,7 +3,9 @@
 
 use super::Pass;
 use super::attention::{AttentionActivations, AttentionBlock};
-use super::gated_delta_net::{DeltaActivations, DeltaState, GatedDeltaNet};
+use super::gated_delta_net::{DeltaActivations, GatedDeltaNet};
+use super::layer_state::LayerState;
+use super::shared_keys::SharedKeys;
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
 
@@ -17,14 +19,6 @@ pub enum TokenMixer {
 pub enum MixerActivations<E> {
     Attention(AttentionActivations<E>),
     Linear(DeltaActivations<E>),
-}
-
-/// What a layer knows of the tokens of a text.
-#[derive(Default)]
-pub struct LayerState<E> {
-    /// Of attention, `[tokens][2 * key_value_heads * head_dim]`.
-    keys_values: Vec<E>,
-    linear: DeltaState<E>,
 }
 
 #[cfg(test)]
@@ -55,10 +49,15 @@ impl TokenMixer {
     }
 
     /// Runs forward: `x` is `[tokens][hidden]`, and so is the result.
-    pub fn forward<E: Element>(&self, x: &[f32], pass: Pass) -> (Buffer<f32>, MixerActivations<E>) {
+    pub fn forward<E: Element>(
+        &self,
+        x: &[f32],
+        shared: &mut SharedKeys<E>,
+        pass: Pass,
+    ) -> (Buffer<f32>, MixerActivations<E>) {
         match self {
             Self::Attention(attention) => {
-                let (y, activations) = attention.forward(x, pass);
+                let (y, activations) = attention.forward(x, shared, pass);
                 (y, MixerActivations::Attention(activations))
             }
             Self::Linear(linear) => {
@@ -68,16 +67,17 @@ impl TokenMixer {
         }
     }
 
-    /// Runs forward over the last tokens of a text. `state` is what is known of those before them, and theirs is added.
+    /// Runs forward over the last tokens of a text. `states` is what all layers know of those before them, and what this one, of that
+    /// number, does of theirs is added.
     pub fn forward_last<E: Element>(
         &self,
         x: &[f32],
-        state: &mut LayerState<E>,
+        (states, layer): (&mut [LayerState<E>], usize),
         pass: Pass,
     ) -> Buffer<f32> {
         match self {
-            Self::Attention(attention) => attention.forward_last(x, &mut state.keys_values, pass),
-            Self::Linear(linear) => linear.forward_last(x, &mut state.linear, pass),
+            Self::Attention(attention) => attention.forward_last(x, states, pass),
+            Self::Linear(linear) => linear.forward_last(x, &mut states[layer].linear, pass),
         }
     }
 
@@ -88,11 +88,11 @@ impl TokenMixer {
         activations: MixerActivations<E>,
         gradient: &mut [f32],
         wanted: bool,
-        pass: Pass,
+        (shared, pass): (&mut SharedKeys<E>, Pass),
     ) {
         match (self, activations) {
             (Self::Attention(attention), MixerActivations::Attention(activations)) => {
-                attention.backward(x, activations, gradient, wanted, pass);
+                attention.backward(x, activations, gradient, wanted, (shared, pass));
             }
             (Self::Linear(linear), MixerActivations::Linear(activations)) => {
                 linear.backward(x, activations, gradient, wanted, pass);

@@ -54,6 +54,7 @@ fn values_and_gradients_equal_the_reference() {
         let rope = Rope {
             layout: LAYOUT,
             norms,
+            values: Values::PLAIN,
             rows: &positions,
             table: Some(&table),
         };
@@ -116,6 +117,7 @@ fn a_part_of_each_head_and_pairs_side_by_side_equal_the_reference() {
             let rope = Rope {
                 layout: LAYOUT,
                 norms: None,
+                values: Values::PLAIN,
                 rows: &positions,
                 table: Some(&table),
             };
@@ -133,5 +135,84 @@ fn a_part_of_each_head_and_pairs_side_by_side_equal_the_reference() {
             parts.push(x.narrow(1, 6 * 8, 2 * 8)?);
             Tensor::cat(&parts, 1)
         });
+    }
+}
+
+/// Values with a norm of each head, of their own columns and of those of the keys; and queries alone.
+#[test]
+fn values_that_are_normed_and_those_that_are_keys_equal_the_reference() {
+    let positions: Vec<u32> = (0..50).chain(0..37).collect();
+    let table = RopeTable::new(&FREQUENCIES, 50, 1.0);
+    let weights = TestWeights::new(&[("q", &[8]), ("k", &[8])]);
+    let norms = HeadNorms {
+        query: weights.trainable("q"),
+        key: weights.trainable("k"),
+        epsilon: 1e-6,
+        offset: false,
+    };
+    for (source, first) in [(KeyValues::Apart, 6), (KeyValues::Same, 4)] {
+        let run = |x: &[f32], dy: &[f32]| {
+            let rope = Rope {
+                layout: LAYOUT,
+                norms: Some(&norms),
+                values: Values {
+                    norm: Some(1e-6),
+                    source,
+                },
+                rows: &positions,
+                table: Some(&table),
+            };
+            let mut y = vec![0.0; 87 * LAYOUT.width()];
+            let mut dx = vec![0.0f32; x.len()];
+            rope.forward(x, &mut y);
+            rope.backward(x, dy, &mut dx);
+            (y, dx)
+        };
+        let x = random_tensor(87, (first + 2) * 8, 1);
+        check_op(&x, &weights, &[], &run, &|x| {
+            let (query, key) = (weights.variable("q"), weights.variable("k"));
+            let values = x.narrow(1, first * 8, 2 * 8)?;
+            // What the reference has of values is as it was.
+            let whole = Tensor::cat(&[x.narrow(1, 0, 6 * 8)?, values.clone()], 1)?;
+            let whole = reference(&whole, Some((&query, &key)), &positions)?;
+            let mut parts = vec![whole.narrow(1, 0, 6 * 8)?];
+            for head in 0..2 {
+                let value = values.narrow(1, head * 8, 8)?;
+                let mean = value.sqr()?.mean_keepdim(1)?;
+                parts.push(value.broadcast_div(&(mean + 1e-6)?.sqrt()?)?);
+            }
+            Tensor::cat(&parts, 1)
+        });
+    }
+}
+
+#[test]
+fn of_queries_alone_the_other_columns_stay_as_they_are() {
+    let table = RopeTable::new(&FREQUENCIES, 3, 1.0);
+    let rope = |source| Rope {
+        layout: LAYOUT,
+        norms: None,
+        values: Values { norm: None, source },
+        rows: &[0, 1, 2],
+        table: Some(&table),
+    };
+    let flat = |tensor: &Tensor| crate::engine::testing::flat(tensor);
+    let whole = random_tensor(3, LAYOUT.width(), 1);
+    let queries = flat(&whole.narrow(1, 0, 32).unwrap().contiguous().unwrap());
+    let mut expected = vec![0.0f32; 3 * 64];
+    rope(KeyValues::Apart).forward(&flat(&whole), &mut expected);
+    let mut found = vec![7.0f32; 3 * 64];
+    rope(KeyValues::Of(0)).forward(&queries, &mut found);
+    for (found, expected) in found.chunks(64).zip(expected.chunks(64)) {
+        assert_eq!(found[..32], expected[..32]);
+        assert!(found[32..].iter().all(|x| *x == 7.0));
+    }
+    let mut d_whole = vec![0.0f32; 3 * 64];
+    let mut d_queries = vec![0.0f32; 3 * 32];
+    let dy = flat(&random_tensor(3, 64, 2));
+    rope(KeyValues::Apart).backward(&flat(&whole), &dy, &mut d_whole);
+    rope(KeyValues::Of(0)).backward(&queries, &dy, &mut d_queries);
+    for (found, expected) in d_queries.chunks(32).zip(d_whole.chunks(64)) {
+        assert_eq!(*found, expected[..32]);
     }
 }

@@ -99,6 +99,7 @@ fn families_that_the_kernels_do_not_know_are_refused_by_name() {
         ("Qwen3_5ForCausalLM", "Qwen3.5", "linear attention"),
         ("Qwen3_5MoeForCausalLM", "Qwen3.5-MoE", "linear attention"),
         ("Qwen3NextForCausalLM", "Qwen3-Next", "linear attention"),
+        ("Gemma4ForCausalLM", "Gemma 4", "keys that layers share"),
     ] {
         let dir = model(architecture);
         let loaded = Trainer::load(TrainerOptions {

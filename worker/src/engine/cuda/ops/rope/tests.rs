@@ -100,6 +100,7 @@ impl Case {
         let rope = plain::Rope {
             layout: self.layout,
             norms: self.kind.norms.map(|_| &norms),
+            values: plain::Values::PLAIN,
             rows: &self.rows,
             table: self.is_rotated().then_some(&self.table),
         };

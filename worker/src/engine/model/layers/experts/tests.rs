@@ -118,6 +118,7 @@ fn check(layer: &Experts, weights: &TestWeights, reference: &dyn Fn(&Tensor) -> 
             ropes: &BatchRopes::new(tables, &batch.positions),
             mask: None,
             pool: &Pool::default(),
+            own_inputs: None,
             router_loss: None,
             abandon: None,
         };
