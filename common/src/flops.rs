@@ -220,6 +220,7 @@ mod tests {
                 shared: None,
                 layers: vec![true; LARGE.layers],
                 biased: false,
+                beside_dense: false,
             }),
             ..LARGE
         };

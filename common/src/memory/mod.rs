@@ -71,7 +71,10 @@ impl Shape {
         let (queries, keys) = (self.queries(layer), sizes.key_value_heads * sizes.head_dim);
         let (hidden, inner) = (self.hidden_size, self.inner_size(layer));
         let experts = self.experts_of(layer);
-        let is_shared = experts.is_some_and(|experts| experts.shared.is_some());
+        let weighted_by = experts.map_or(0, |experts| match experts.beside_dense {
+            true => experts.count,
+            false => usize::from(experts.shared.is_some()),
+        });
         let down = match inner {
             0 => 0,
             _ => hidden,
@@ -112,7 +115,7 @@ impl Shape {
             (hidden, gate, self.mlp_bias),
             (hidden, up, self.mlp_bias),
             (inner, down, self.mlp_bias),
-            (hidden, usize::from(is_shared), false),
+            (hidden, weighted_by, false),
             (hidden, own, false),
             (own, mixed, false),
         ]
@@ -173,14 +176,14 @@ impl Shape {
     /// The intermediate size of what every token goes through in a layer.
     fn inner_size(&self, layer: usize) -> usize {
         match self.experts_of(layer) {
-            None => self.sizes_of(layer).intermediate_size,
-            Some(experts) => experts.shared.unwrap_or(0),
+            Some(experts) if !experts.beside_dense => experts.shared.unwrap_or(0),
+            _ => self.sizes_of(layer).intermediate_size,
         }
     }
 
-    /// Number of scalars of a layer's router.
+    /// Number of scalars of a layer's router, where that is none of its linears.
     fn router(&self, layer: usize) -> u64 {
-        let experts = self.experts_of(layer);
+        let experts = self.experts_of(layer).filter(|it| !it.beside_dense);
         experts.map_or(0, |experts| (experts.count * self.hidden_size) as u64)
     }
 
@@ -240,6 +243,9 @@ impl Shape {
             Some(sizes) => sizes.vectors().iter().sum(),
             None => self.head_norms_of(layer).iter().sum::<usize>() + self.sinks,
         };
+        let beside = self.experts_of(layer);
+        let beside = beside.map_or([0; 5], |experts| experts.vectors_beside(self.hidden_size));
+        let norms = norms + beside.iter().sum::<usize>();
         let [of_experts, _] = self.expert_biases(layer);
         (norms + of_heads + router + biases.iter().sum::<usize>()) as u64 + of_experts
     }

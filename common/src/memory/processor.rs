@@ -211,7 +211,7 @@ fn update(shape: &Shape, work: &Work) -> u64 {
     });
     let expert = match (&work.trained, &shape.experts) {
         // Fused ones are no matrices.
-        (Trained::All, Some(experts)) if !experts.biased => {
+        (Trained::All, Some(experts)) if !experts.biased && !experts.beside_dense => {
             of_matrix(experts.width, shape.hidden_size)
         }
         (Trained::All, None) => shape.layer_inputs.map_or(0, |own| {

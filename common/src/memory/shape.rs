@@ -143,9 +143,21 @@ pub struct Experts {
     pub layers: Vec<bool>,
     /// Whether a layer's experts are fused tensors; these have biases, and so has the router.
     pub biased: bool,
+    /// Whether they stand beside a dense half (Gemma 4): their router is one of the layer's linears, and it and they have norms and
+    /// scales of their own.
+    pub beside_dense: bool,
 }
 
 impl Experts {
+    /// Number of scalars that a layer has of norms and scales for experts beside a dense half: norms of both halves' results and of what
+    /// experts read, and scales of what the router reads and of what each expert gives.
+    pub(super) fn vectors_beside(&self, hidden: usize) -> [usize; 5] {
+        match self.beside_dense {
+            true => [hidden, hidden, hidden, hidden, self.count],
+            false => [0; 5],
+        }
+    }
+
     /// What one expert of each of the parameters that a layer has its experts in reads and gives: gate and up together, and down.
     pub(super) fn parameters(&self, hidden: usize) -> [(usize, usize); 2] {
         [(hidden, 2 * self.width), (self.width, hidden)]

@@ -166,6 +166,12 @@ fn of_model(shape: &Shape) -> Vec<Tensors> {
             continue;
         };
         let (count, inner) = (experts.count, experts.width);
+        if experts.beside_dense {
+            let own = experts.vectors_beside(hidden).into_iter();
+            let stacked = [count * 2 * inner * hidden, count * hidden * inner];
+            tensors.extend(own.chain(stacked).map(|scalars| Tensors::of(1, scalars)));
+            continue;
+        }
         tensors.push(Tensors::of(1, count * hidden));
         match experts.biased {
             true => tensors.extend(

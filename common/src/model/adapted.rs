@@ -224,6 +224,10 @@ fn is_of_experts(config: &ModelConfig, name: &str) -> bool {
     let Some(experts) = &config.experts else {
         return false;
     };
+    // There the router is a linear.
+    if experts.sizes.beside_dense {
+        return name.rsplit('.').next() == Some("experts");
+    }
     let last = name.rsplit('.').next().unwrap_or(name);
     let ExpertNames {
         router,

@@ -12,7 +12,7 @@ use crate::job::{JobSpec, Method, Quantization, TrainedTokens};
 use crate::memory::{Fused, KeyValues, LayerInputs, LayerSizes, LinearAttention};
 
 use super::error::ModelError;
-use super::experts::Experts;
+use super::experts::{ExpertKind, Experts};
 use super::factors::{Caps, Scales};
 use super::family::{Activation, Family, HeadNormKind, LayerNorms};
 use super::fields::Fields;
@@ -194,8 +194,8 @@ impl ModelConfig {
             },
             scales: fields.scales(architecture, hidden_size, head_dim),
             caps: fields.caps(architecture),
-            experts: family
-                .experts
+            experts: fields
+                .kind_of_experts(&family)
                 .map(|kind| fields.experts(kind, layers))
                 .transpose()?,
             max_positions: fields.optional_size("max_position_embeddings")?,
@@ -256,11 +256,17 @@ impl Fields<'_> {
     fn intermediate_size(&self, family: &Family) -> Result<usize, ModelError> {
         match family.experts {
             // No layer is dense, and what experts are wide is read with them.
-            Some(kind) if !kind.may_be_dense => {
+            Some(kind) if !kind.may_be_dense && !kind.beside_dense => {
                 Ok(self.optional_size("intermediate_size")?.unwrap_or(0))
             }
             _ => self.size("intermediate_size"),
         }
+    }
+
+    /// The kind of experts that the model has, if it has some.
+    fn kind_of_experts(&self, family: &Family) -> Option<ExpertKind> {
+        let is_there = |kind: &ExpertKind| !kind.beside_dense || self.flag("enable_moe_block");
+        family.experts.filter(is_there)
     }
 
     /// The sizes of each layer, in families whose layers differ.

@@ -16,6 +16,15 @@ pub(super) fn parameter_modules(
     are_alone: bool,
 ) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
     let targets = &lora.shape.parameters;
+    let beside = config
+        .experts
+        .as_ref()
+        .filter(|experts| experts.sizes.beside_dense);
+    if let (Some(_), Some(target)) = (beside, targets.first()) {
+        return Err(UnmatchedTarget::Beside {
+            target: target.clone(),
+        });
+    }
     check_others(config, targets)?;
     let sizes = lora.sizes();
     let modules = (0..config.layers).filter_map(|layer| {

@@ -16,6 +16,8 @@ use crate::memory;
 pub(super) struct ExpertKind {
     /// Keys of the number of experts: the one that is written, and another name for it.
     pub count: [&'static str; 2],
+    /// Key of the number of experts that a token goes through.
+    pub per_token: &'static str,
     /// Key of an expert's intermediate size.
     pub width: &'static str,
     /// Key of the shared expert's intermediate size, where there is one.
@@ -28,6 +30,8 @@ pub(super) struct ExpertKind {
     pub router_loss: f64,
     /// Whether `mlp_only_layers` and `decoder_sparse_step` leave layers dense.
     pub may_be_dense: bool,
+    /// Whether they stand beside a dense half, where `enable_moe_block` says that there are some.
+    pub beside_dense: bool,
     pub names: ExpertNames,
 }
 
@@ -59,12 +63,14 @@ pub struct ExpertNames {
 impl ExpertKind {
     pub const QWEN: Self = Self {
         count: ["num_experts", "num_local_experts"],
+        per_token: "num_experts_per_tok",
         width: "moe_intermediate_size",
         shared: None,
         normalised: Normalised::Asked { by_default: false },
         fused: false,
         router_loss: 0.001,
         may_be_dense: true,
+        beside_dense: false,
         names: ExpertNames {
             block: "mlp",
             router: "gate",
@@ -113,6 +119,20 @@ impl ExpertKind {
         },
         ..Self::OLMOE
     };
+    /// Router and experts are parts of the layer itself.
+    pub const GEMMA4: Self = Self {
+        per_token: "top_k_experts",
+        normalised: Normalised::Always,
+        may_be_dense: false,
+        beside_dense: true,
+        names: ExpertNames {
+            block: "router",
+            router: "proj",
+            are_parameters: false,
+            ..Self::QWEN.names
+        },
+        ..Self::QWEN
+    };
     /// Its router chooses by logits, and takes the softmax of the chosen ones: that of all, divided by the sum of the chosen.
     pub const GPT_OSS: Self = Self {
         count: ["num_local_experts", "num_experts"],
@@ -145,6 +165,18 @@ pub struct Experts {
     /// What differs where a layer has all of its experts in fused tensors.
     pub fused: Option<FusedExperts>,
 }
+
+/// Within a layer whose experts stand beside a dense half (Gemma 4), what its router multiplies by: what it reads, and the weight of
+/// each expert.
+pub const ROUTER_SCALES: [&str; 2] = ["router.scale", "router.per_expert_scale"];
+/// The norms of such a layer, by their names in it: of what the dense half gives, of what the experts read, and of what they give.
+pub const BESIDE_NORMS: [&str; 3] = [
+    "post_feedforward_layernorm_1",
+    "pre_feedforward_layernorm_2",
+    "post_feedforward_layernorm_2",
+];
+/// The two tensors of such a layer that have all of its experts, `[experts][out][in]`: gates before ups, and down.
+pub const STACKED_EXPERTS: [&str; 2] = ["experts.gate_up_proj", "experts.down_proj"];
 
 /// Experts that a layer has in fused tensors (GPT-OSS): gate and up, whose columns alternate, and down, each `[experts][in][out]`
 /// beside its biases `[experts][out]`. What is between them is `(up + 1) · gate · sigmoid(alpha · gate)`, where neither is above
@@ -218,10 +250,11 @@ impl Fields<'_> {
     pub fn experts(&self, kind: ExpertKind, layers: usize) -> Result<Experts, ModelError> {
         self.refuse_of_routers()?;
         let count = self.expert_count(kind.count)?;
-        let per_token = self.size("num_experts_per_tok")?;
+        let per_token = self.size(kind.per_token)?;
         if per_token > count {
+            let key = kind.per_token;
             return Err(self.bad(&format!(
-                "num_experts_per_tok {per_token} is more than the {count} experts that there are"
+                "{key} {per_token} is more than the {count} experts that there are"
             )));
         }
         let coefficient = self
@@ -240,6 +273,7 @@ impl Fields<'_> {
                 shared,
                 layers: has_experts,
                 biased: kind.fused,
+                beside_dense: kind.beside_dense,
             },
             normalises: match kind.normalised {
                 Normalised::Always => true,

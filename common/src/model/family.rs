@@ -205,6 +205,7 @@ impl Family {
         layers_differ: true,
         value_norms: true,
         layer_scalars: true,
+        experts: Some(ExpertKind::GEMMA4),
         ..Self::GEMMA3
     };
 

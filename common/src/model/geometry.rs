@@ -1,7 +1,7 @@
 //! What follows from a model's configuration: its tensors and its linears.
 
 use super::config::ModelConfig;
-use super::experts::Experts;
+use super::experts::{BESIDE_NORMS, Experts, ROUTER_SCALES, STACKED_EXPERTS};
 use super::family::HeadNormKind;
 use super::linear_attention::{CONVOLUTION, DECAY, DECAY_BIAS, HEAD_NORM};
 use crate::files::adapter::{trained_rows_name, trained_whole_name};
@@ -107,6 +107,9 @@ fn expert_tensors(hidden: usize, experts: &Experts, prefix: &str) -> Vec<(String
     let (count, width) = (experts.sizes.count, experts.sizes.width);
     let named =
         |path: String, shape: [usize; 2]| (format!("{prefix}{path}.weight"), shape.to_vec());
+    if experts.sizes.beside_dense {
+        return beside_tensors(hidden, experts, prefix);
+    }
     let mut tensors = vec![named(experts.router(), [count, hidden])];
     if experts.fused.is_some() {
         tensors.push((format!("{prefix}{}.bias", experts.router()), vec![count]));
@@ -127,6 +130,22 @@ fn expert_tensors(hidden: usize, experts: &Experts, prefix: &str) -> Vec<(String
     tensors
 }
 
+/// Names and shapes of what a layer has of experts beside a dense half; their router is one of its linears.
+fn beside_tensors(hidden: usize, experts: &Experts, prefix: &str) -> Vec<(String, Vec<usize>)> {
+    let (count, width) = (experts.sizes.count, experts.sizes.width);
+    let [scale, per_expert] = ROUTER_SCALES;
+    let [gate_up, down] = STACKED_EXPERTS;
+    let tensors = [
+        (scale, vec![hidden]),
+        (per_expert, vec![count]),
+        (gate_up, vec![count, 2 * width, hidden]),
+        (down, vec![count, hidden, width]),
+    ];
+    let tensors = tensors.map(|(name, shape)| (format!("{prefix}{name}"), shape));
+    let norms = BESIDE_NORMS.map(|norm| (format!("{prefix}{norm}.weight"), vec![hidden]));
+    tensors.into_iter().chain(norms).collect()
+}
+
 /// What the name of the biases of a fused tensor goes on with.
 pub const FUSED_BIAS: &str = "_bias";
 /// The logits within a layer that stand for no token.
@@ -140,7 +159,10 @@ pub fn is_never_trained(name: &str) -> bool {
 /// Whether a tensor is a norm or a bias, as Transformers' trainer tells them, by their names: what decays is none.
 pub fn is_norm_or_bias(name: &str, dimensions: usize) -> bool {
     match dimensions {
-        0 | 1 => !name.ends_with(SINKS) && !name.ends_with(DECAY),
+        0 | 1 => {
+            let others = [SINKS, DECAY].into_iter().chain(ROUTER_SCALES);
+            !{ others }.any(|other| name.ends_with(other))
+        }
         _ => name.ends_with(FUSED_BIAS),
     }
 }
@@ -226,15 +248,7 @@ pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
         None => "self_attn.o_proj",
     };
     let [query, key, value, fourth] = reading;
-    let [gate, up, down] = match (config.experts_of(layer), config.fused.gate_up) {
-        (Some(_), _) => [
-            "mlp.shared_expert.gate_proj",
-            "mlp.shared_expert.up_proj",
-            "mlp.shared_expert.down_proj",
-        ],
-        (None, true) => ["mlp.gate_up_proj", "", "mlp.down_proj"],
-        (None, false) => ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
-    };
+    let [gate, up, down, weighted_by] = feed_forward_paths(config, layer);
     let paths = [
         query,
         key,
@@ -244,7 +258,7 @@ pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
         gate,
         up,
         down,
-        "mlp.shared_expert_gate",
+        weighted_by,
         "per_layer_input_gate",
         "per_layer_projection",
     ];
@@ -259,6 +273,28 @@ pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
             bias,
         });
     linears.filter(|linear| linear.out > 0).collect()
+}
+
+/// Paths of the linears of a layer's feed-forward half: gate, up and down of what every token goes through, and the router of experts
+/// beside that, or what a shared expert is weighted by.
+fn feed_forward_paths(config: &ModelConfig, layer: usize) -> [&'static str; 4] {
+    let dense = match config.fused.gate_up {
+        true => ["mlp.gate_up_proj", "", "mlp.down_proj"],
+        false => ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+    };
+    let [gate, up, down] = match config.experts_of(layer) {
+        Some(experts) if experts.sizes.beside_dense => {
+            let [gate, up, down] = dense;
+            return [gate, up, down, "router.proj"];
+        }
+        Some(_) => [
+            "mlp.shared_expert.gate_proj",
+            "mlp.shared_expert.up_proj",
+            "mlp.shared_expert.down_proj",
+        ],
+        None => dense,
+    };
+    [gate, up, down, "mlp.shared_expert_gate"]
 }
 
 /// The linear that projects all layers' own inputs, where there are some, as adapters take it.
@@ -370,7 +406,7 @@ mod tests {
         adapted_modules, adapter_ranks, module_tensors, tensors_beside, unfrozen_tensors,
     };
 
-    const CLASSES: [&str; 15] = [
+    const CLASSES: [&str; 16] = [
         "Qwen2ForCausalLM",
         "Gemma3ForCausalLM",
         "Olmo2ForCausalLM",
@@ -386,7 +422,10 @@ mod tests {
         "Qwen3_5MoeForCausalLM",
         "Qwen3NextForCausalLM",
         "Gemma4ForCausalLM",
+        GEMMA4_MIXTURE,
     ];
+    /// The class, and what stands for its switch.
+    const GEMMA4_MIXTURE: &str = "Gemma4ForCausalLM with experts";
 
     fn config(class: &str) -> ModelConfig {
         config_of(class, 64)
@@ -394,7 +433,7 @@ mod tests {
 
     fn config_of(class: &str, hidden_size: usize) -> ModelConfig {
         let mut json = json!({
-            "architectures": [class], "vocab_size": 100, "hidden_size": hidden_size, "intermediate_size": 96,
+            "architectures": [class.split(' ').next()], "vocab_size": 100, "hidden_size": hidden_size, "intermediate_size": 96,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
             "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
             "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "full_attention_interval": 2,
@@ -402,7 +441,9 @@ mod tests {
             "global_head_dim": 16, "attention_k_eq_v": true, "num_global_key_value_heads": 1,
             "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 120
         });
-        if class == "Gemma4ForCausalLM" {
+        if class.starts_with("Gemma4ForCausalLM") {
+            json["enable_moe_block"] = (class == GEMMA4_MIXTURE).into();
+            json["top_k_experts"] = 2.into();
             let kinds = ["sliding_attention", "full_attention"];
             json["num_hidden_layers"] = 4.into();
             json["layer_types"] = json!([kinds, kinds].concat());

@@ -27,7 +27,10 @@ pub use adapted_module::{AdaptedModule, Stack};
 pub use config::ModelConfig;
 pub use error::ModelError;
 pub use expert_parameters::absent_parameters;
-pub use experts::{ExpertNames, Experts, FusedExperts, is_of_expert, is_router};
+pub use experts::{
+    BESIDE_NORMS, ExpertNames, Experts, FusedExperts, ROUTER_SCALES, STACKED_EXPERTS, is_of_expert,
+    is_router,
+};
 pub use factors::{Caps, Scales};
 pub use family::{Activation, HeadNormKind, LayerNorms};
 pub use geometry::{

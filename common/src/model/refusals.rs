@@ -23,10 +23,6 @@ impl Fields<'_> {
             return Err(self.unsupported(format!("{key} {activation:?} (supported: {wanted:?})")));
         }
         self.refuse_bidirectional(architecture)?;
-        if architecture == Architecture::Gemma4 && self.flag("enable_moe_block") {
-            let feature = "enable_moe_block (experts beside a dense half in each layer)";
-            return Err(self.unsupported(feature.to_owned()));
-        }
         let is_read = is_four_bits(self.json)
             || (is_mxfp4(self.json) && architecture == Architecture::GptOss);
         if self.json["quantization_config"].is_object() && !is_read {

@@ -20,6 +20,10 @@ pub enum UnmatchedTarget {
     )]
     Parameter { target: String },
     #[error(
+        "lora_target_parameters: experts beside a dense half (Gemma 4) get no adapters here, and so not {target}; remove it, and name linears in lora_target_modules"
+    )]
+    Beside { target: String },
+    #[error(
         "layers_to_transform: the model has no layer {absent} (it has {layers}, counted from 0)"
     )]
     Layer { absent: usize, layers: usize },

@@ -339,6 +339,22 @@ CASES = {
         ),
         dict(target_modules="all-linear"),
     ),
+    # Experts stand beside the dense half of each layer; their router is a linear.
+    "gemma4-experts": (
+        transformers.Gemma4TextConfig(
+            **COMMON,
+            **GEMMA4,
+            layer_types=["sliding_attention", "full_attention"],
+            attention_k_eq_v=True,
+            num_global_key_value_heads=1,
+            hidden_size_per_layer_input=0,
+            enable_moe_block=True,
+            num_experts=4,
+            top_k_experts=2,
+            moe_intermediate_size=16,
+        ),
+        dict(target_modules="all-linear"),
+    ),
 }
 GEMMA3 = dict(
     head_dim=12,

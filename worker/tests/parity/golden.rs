@@ -14,7 +14,7 @@ use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
-const CASES: [&str; 28] = [
+const CASES: [&str; 29] = [
     "llama",
     "qwen2-tied",
     "qwen3-tied",
@@ -43,6 +43,7 @@ const CASES: [&str; 28] = [
     "qwen3-next",
     "gemma4",
     "gemma4-shared",
+    "gemma4-experts",
 ];
 pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;
@@ -317,7 +318,7 @@ fn a_packed_block_trains_like_its_examples_one_by_one() {
 /// Where layers have the keys and values of an earlier one, a layer that runs again in the backward pass has them still.
 #[test]
 fn checkpointing_changes_no_bit_where_layers_share_keys() {
-    for name in ["gemma4", "gemma4-shared"] {
+    for name in ["gemma4", "gemma4-shared", "gemma4-experts"] {
         for training in [Training::Lora, Training::Full] {
             let case = Case::open(&golden_dir(), name);
             let [plain, checkpointed] = [false, true].map(|checkpointing| {

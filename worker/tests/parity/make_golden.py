@@ -48,7 +48,7 @@ def random_model(config, generator):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("norm.weight"):
+            if name.endswith(("norm.weight", "norm_1.weight", "norm_2.weight", "scale")):
                 parameter.add_(0.2 * noise)
             else:
                 parameter.copy_(0.15 * noise)

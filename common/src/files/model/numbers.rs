@@ -71,6 +71,7 @@ impl Values<'_> {
             ("num_experts", MAX_EXPERTS),
             ("num_local_experts", MAX_EXPERTS),
             ("num_experts_per_tok", MAX_EXPERTS),
+            ("top_k_experts", MAX_EXPERTS),
             ("moe_intermediate_size", MAX_WIDTH),
             ("shared_expert_intermediate_size", MAX_WIDTH),
             ("decoder_sparse_step", MAX_LAYERS),

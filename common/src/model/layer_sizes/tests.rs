@@ -183,7 +183,7 @@ fn what_contradicts_itself_is_refused_in_a_line() {
             json!("all"),
             "use_bidirectional_attention",
         ),
-        ("enable_moe_block", json!(true), "enable_moe_block"),
+        ("enable_moe_block", json!(true), "num_experts is missing"),
         ("per_layer_config", json!({"6": {}}), "none of its layers"),
         ("per_layer_config", json!({"5": {"head_dim": 0}}), "no size"),
         (

@@ -1,6 +1,7 @@
 //! From a job and its weights to a model on the processor. In: the base model's tensors, and the trainable ones. Out: the
 //! model, whose trainable weights are views of the parameters.
 
+mod dense_and_experts;
 mod mixer;
 mod own_input;
 
@@ -138,19 +139,37 @@ impl Parts<'_> {
             scale: self.layer_scale(&prefix)?,
             mixer: self.mixer(layer, &prefix, [&qkv, &output])?,
             mlp: match config.experts_of(layer) {
-                None => FeedForward::Dense(Mlp {
-                    norm: self.layer_norm(&prefix, config.norms.mlp_input)?,
-                    gate_up: self.projection(&prefix, &gate_up)?,
-                    down: self.projection(&prefix, &down)?,
-                    residual: self.residual(&prefix, config.norms.mlp_output)?,
-                    activation: config.activation,
-                }),
+                None => {
+                    let output_norm = config.norms.mlp_output;
+                    FeedForward::Dense(self.mlp(&prefix, [&gate_up, &down], output_norm)?)
+                }
+                Some(experts) if experts.sizes.beside_dense => {
+                    let dense = [&gate_up[..], &down];
+                    let both = self.dense_and_experts(&prefix, experts, dense, &shared)?;
+                    FeedForward::Both(Box::new(both))
+                }
                 Some(experts) => {
                     let norm = self.layer_norm(&prefix, config.norms.mlp_input)?;
                     let shared = [gate_up, down, shared];
                     FeedForward::Experts(self.experts(&prefix, experts, norm, &shared)?)
                 }
             },
+        })
+    }
+
+    /// A dense feed-forward half, by its linears and the norm of what it gives.
+    fn mlp(
+        &self,
+        prefix: &str,
+        [gate_up, down]: [&[LinearShape]; 2],
+        output_norm: Option<&str>,
+    ) -> Result<Mlp, EngineError> {
+        Ok(Mlp {
+            norm: self.layer_norm(prefix, self.config.norms.mlp_input)?,
+            gate_up: self.projection(prefix, gate_up)?,
+            down: self.projection(prefix, down)?,
+            residual: self.residual(prefix, output_norm)?,
+            activation: self.config.activation,
         })
     }
 
@@ -199,6 +218,7 @@ impl Parts<'_> {
         Ok(Experts {
             norm,
             router: self.router(prefix, experts, of_router.into_iter().next())?,
+            own_routing: None,
             routing: Routing {
                 experts: sizes.count,
                 per_token: sizes.per_token,

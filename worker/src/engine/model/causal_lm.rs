@@ -205,18 +205,7 @@ impl CausalLm {
             own_inputs: d_inputs.as_deref_mut(),
         };
         decoder::backward(&self.layers, tape, gradients, pass)?;
-        if let (Some(own), Some(d_inputs)) = (&self.own_inputs, &d_inputs) {
-            let from = (&batch.ids[..], &self.embed(batch)[..]);
-            let dx = wanted.then_some(&mut gradient[..]);
-            own.backward::<E>(from, d_inputs, dx, self.context(batch, mask));
-        }
-        if wanted {
-            let scale = self.embedding_scale();
-            if scale != 1.0 {
-                scale_in_place(&mut gradient, scale);
-            }
-            self.embedding.backward(&batch.ids, &gradient, &self.pool);
-        }
+        self.backward_to_tokens::<E>((batch, mask), d_inputs.as_deref(), &mut gradient);
         drop(gradient);
         self.pool.end_slot();
         let times = PassTimes {
@@ -225,6 +214,28 @@ impl CausalLm {
             backward: lost.elapsed(),
         };
         Some((sum, times))
+    }
+
+    /// Hands over the gradients of what comes before the layers, from those of their own inputs and of the first one's input.
+    fn backward_to_tokens<E: Element>(
+        &self,
+        (batch, mask): (&Batch, Option<MaskKey>),
+        d_inputs: Option<&[f32]>,
+        gradient: &mut [f32],
+    ) {
+        let wanted = self.embedding.is_trained();
+        if let (Some(own), Some(d_inputs)) = (&self.own_inputs, d_inputs) {
+            let from = (&batch.ids[..], &self.embed(batch)[..]);
+            let dx = wanted.then_some(&mut *gradient);
+            own.backward::<E>(from, d_inputs, dx, self.context(batch, mask));
+        }
+        if wanted {
+            let scale = self.embedding_scale();
+            if scale != 1.0 {
+                scale_in_place(gradient, scale);
+            }
+            self.embedding.backward(&batch.ids, gradient, &self.pool);
+        }
     }
 
     /// How often a training pass hands over a gradient of the same tensor, at most: one for each chunk of the loss, and

@@ -9,7 +9,8 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::{Dtype, NotBfloat16};
 use common::job::{BaseDtype, Quantization, TrainedRows};
 use common::model::{
-    DECAY, DECAY_BIAS, EMBEDDING, FUSED_BIAS, HEAD, HEAD_NORM, ModelConfig, is_norm_or_bias,
+    DECAY, DECAY_BIAS, EMBEDDING, FUSED_BIAS, HEAD, HEAD_NORM, ModelConfig, ROUTER_SCALES,
+    is_norm_or_bias,
 };
 use common::nf4::{Nf4, NotQuantised};
 use common::rng::CounterRng;
@@ -362,6 +363,9 @@ impl WeightSource {
                 out.fill(E::round_from(1.0));
             }
             true => out.fill(E::round_from(*norm)),
+            false if ROUTER_SCALES.iter().any(|scale| name.ends_with(scale)) => {
+                out.fill(E::round_from(1.0));
+            }
             false if name.ends_with(DECAY) => draw_decay(name, *seed, first, out),
             false => draw_normal(name, (*seed, *standard_deviation), first, out),
         }

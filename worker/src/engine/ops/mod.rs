@@ -83,7 +83,7 @@ pub fn round_into<E: Element>(from: &[f32], to: &mut [E]) {
 }
 
 /// Adds per-tile partial sums into a weight's gradient, in tile order.
-fn add_partials(gradient: &mut [f32], accumulate: bool, partials: &[Vec<f32>]) {
+pub fn add_partials(gradient: &mut [f32], accumulate: bool, partials: &[Vec<f32>]) {
     if !accumulate {
         gradient.fill(0.0);
     }

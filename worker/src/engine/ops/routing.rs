@@ -28,6 +28,8 @@ pub struct Routes {
     tokens: Vec<u32>,
     /// Weight of each row.
     weights: Vec<f32>,
+    /// The same, times a number of each expert, where experts have one.
+    scaled: Option<Vec<f32>>,
     /// First row of each expert, and the number of all rows.
     starts: Vec<usize>,
     /// The rows of each token, `[tokens][per_token]`.
@@ -85,6 +87,7 @@ impl Routing {
         let mut routes = Routes {
             tokens: vec![0; chosen.len()],
             weights: vec![0.0; chosen.len()],
+            scaled: None,
             of_token: vec![0; chosen.len()],
             starts,
             chosen,
@@ -176,6 +179,35 @@ fn choose(probabilities: &[f32], chosen: &mut [u32]) {
 }
 
 impl Routes {
+    /// The same rows, whose weights are multiplied by a number of each expert.
+    pub fn scaled_by(self, scales: &[f32]) -> Self {
+        let mut scaled = self.weights.clone();
+        for (rows, scale) in self.starts.windows(2).zip(scales) {
+            scaled[rows[0]..rows[1]]
+                .iter_mut()
+                .for_each(|w| *w *= scale);
+        }
+        Self {
+            scaled: Some(scaled),
+            ..self
+        }
+    }
+
+    /// Turns the gradients of scaled weights into those of the weights, and returns those of the numbers that experts have.
+    pub fn unscale(&self, d_weights: &mut [f32], scales: &[f32]) -> Vec<f32> {
+        let experts = self.starts.windows(2).zip(scales);
+        let of_expert = experts.map(|(rows, scale)| {
+            let rows = rows[0]..rows[1];
+            let mut sum = 0.0f32;
+            for (d, w) in d_weights[rows.clone()].iter_mut().zip(&self.weights[rows]) {
+                sum += *d * w;
+                *d *= scale;
+            }
+            sum
+        });
+        of_expert.collect()
+    }
+
     /// Number of rows of each expert.
     pub fn counts(&self) -> Vec<usize> {
         let pairs = self.starts.windows(2);
@@ -197,7 +229,7 @@ impl Routes {
             let rows = pair[0]..pair[1];
             Group {
                 tokens: &self.tokens[rows.clone()],
-                weights: &self.weights[rows.clone()],
+                weights: &self.scaled.as_ref().unwrap_or(&self.weights)[rows.clone()],
                 rows,
             }
         })

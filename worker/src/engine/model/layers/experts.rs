@@ -16,18 +16,31 @@ use crate::engine::ops::routing::{Group, Routes, Routing};
 use crate::engine::ops::token_rows::{
     add_products_with, add_rows, add_weighted, dots, gather, gather_rounded, scale,
 };
-use crate::engine::ops::{add_in_place, round_into};
+use crate::engine::ops::{add_in_place, add_partials, round_into, scale_in_place};
+use crate::engine::params::Weight;
 
 /// The feed-forward half of a decoder layer with experts.
 pub struct Experts {
     /// Of what it reads; none where that is the residual itself.
     pub norm: Option<RmsNorm>,
     pub router: Projection,
+    /// What the router reads in place of what the experts do, and what it multiplies by, where it has such.
+    pub own_routing: Option<OwnRouting>,
     pub routing: Routing,
     pub experts: Vec<Expert>,
     pub shared: Option<SharedExpert>,
     /// What is between an expert's layers.
     pub gating: Gating,
+}
+
+/// What a router of Gemma 4 has of its own.
+pub struct OwnRouting {
+    /// Of what it reads, the residual.
+    pub norm: RmsNorm,
+    /// What logits are multiplied by.
+    pub factor: f32,
+    /// What the weight of each expert is multiplied by.
+    pub scales: Weight,
 }
 
 /// What the backward pass needs beside the input. The norm and what `down` reads are computed again.
@@ -75,10 +88,17 @@ impl Experts {
         let (pool, hidden) = (pass.pool, self.hidden());
         let normed = norm_forward::<E>(&self.norm, x, pass);
         let mut probabilities = pool.take(pass.tokens() * self.routing.experts);
-        self.router
-            .forward_wide(&normed, &mut probabilities, pass.context());
+        {
+            let routed = self.routed::<E>(x, pass);
+            let routed = routed.as_ref().unwrap_or(&normed);
+            self.router
+                .forward_wide(routed, &mut probabilities, pass.context());
+        }
+        if let Some(own) = &self.own_routing {
+            scale_in_place(&mut probabilities, own.factor);
+        }
         self.routing.softmax(&mut probabilities);
-        let routes = self.routing.routes(&probabilities);
+        let routes = self.routes(&probabilities);
         let mut gate_up = pool.take(routes.rows() * 2 * self.width());
         let mut read = pool.take::<E>(routes.largest() * hidden);
         for (expert, group) in self.occupied(&routes) {
@@ -97,7 +117,7 @@ impl Experts {
 
     /// Takes note of the layer for the router's loss.
     pub fn add_to<E>(&self, loss: &RouterLoss, activations: &ExpertActivations<E>) {
-        let routes = self.routing.routes(&activations.probabilities);
+        let routes = self.routes(&activations.probabilities);
         loss.add(&activations.probabilities, &routes);
     }
 
@@ -108,10 +128,21 @@ impl Experts {
         activations: &ExpertActivations<E>,
         pass: Pass,
     ) -> Buffer<f32> {
-        let (pool, width, hidden) = (pass.pool, self.width(), self.hidden());
-        let mut y = pool.take(x.len());
+        let mut y = pass.pool.take(x.len());
         y.copy_from_slice(x);
-        let routes = self.routing.routes(&activations.probabilities);
+        self.forward_onto(activations, &mut y, pass);
+        y
+    }
+
+    /// Adds what the experts give to `y`, `[tokens][hidden]`.
+    pub fn forward_onto<E: Element>(
+        &self,
+        activations: &ExpertActivations<E>,
+        y: &mut [f32],
+        pass: Pass,
+    ) {
+        let (pool, width, hidden) = (pass.pool, self.width(), self.hidden());
+        let routes = self.routes(&activations.probabilities);
         let mut h = pool.take::<E>(routes.largest() * width);
         let mut results = pool.take::<f32>(routes.largest() * hidden);
         for (expert, group) in self.occupied(&routes) {
@@ -120,12 +151,27 @@ impl Experts {
             let gate_up = &activations.gate_up[self.of_rows(&group)];
             self.gating.forward(gate_up, h, width);
             expert.down.forward_wide(h, results, context(&group, pass));
-            add_weighted(&mut y, group.tokens, results, group.weights, hidden);
+            add_weighted(y, group.tokens, results, group.weights, hidden);
         }
         if let (Some(shared), Some(activations)) = (&self.shared, &activations.shared) {
-            shared.forward_onto(activations, &mut y, pass);
+            shared.forward_onto(activations, y, pass);
         }
-        y
+    }
+
+    /// What the router reads, where that is not what the experts do.
+    fn routed<E: Element>(&self, x: &[f32], pass: Pass) -> Option<Buffer<E>> {
+        let own = self.own_routing.as_ref()?;
+        let mut routed = pass.pool.take(x.len());
+        own.norm.forward(x, &mut routed[..]);
+        Some(routed)
+    }
+
+    fn routes(&self, probabilities: &[f32]) -> Routes {
+        let routes = self.routing.routes(probabilities);
+        match &self.own_routing {
+            None => routes,
+            Some(own) => routes.scaled_by(&own.scales.read_f32()),
+        }
     }
 
     /// Runs backward: turns `gradient`, that of the result, into that of `x`.
@@ -136,8 +182,33 @@ impl Experts {
         gradient: &mut [f32],
         pass: Pass,
     ) {
+        let d_read = self.backward_to_input(x, activations, gradient, pass);
+        self.backward_to_residual(x, &d_read, gradient);
+    }
+
+    /// Adds the gradient of `x` to `gradient`, from those that [`Self::backward_to_input`] gives.
+    pub fn backward_to_residual(
+        &self,
+        x: &[f32],
+        (d_normed, d_routed): &(Buffer<f32>, Option<Buffer<f32>>),
+        gradient: &mut [f32],
+    ) {
+        norm_backward(&self.norm, x, d_normed, gradient);
+        if let (Some(own), Some(d_routed)) = (&self.own_routing, d_routed) {
+            own.norm.backward(x, d_routed, gradient);
+        }
+    }
+
+    /// The gradients of what the experts read, and of what the router does where that is something else, from that of what they add.
+    pub fn backward_to_input<E: Element>(
+        &self,
+        x: &[f32],
+        activations: ExpertActivations<E>,
+        gradient: &[f32],
+        pass: Pass,
+    ) -> (Buffer<f32>, Option<Buffer<f32>>) {
         let normed = norm_forward::<E>(&self.norm, x, pass);
-        let routes = self.routing.routes(&activations.probabilities);
+        let routes = self.routes(&activations.probabilities);
         let mut d_normed = pass.pool.zeroed::<f32>(x.len());
         let mut d_weights = vec![0.0; routes.rows()];
         let mut scratch = self.scratch::<E>(&routes, pass);
@@ -163,16 +234,27 @@ impl Experts {
             }
         }
         drop(scratch);
+        let routed = self.routed::<E>(x, pass);
+        let mut d_routed = routed.as_ref().map(|_| pass.pool.zeroed::<f32>(x.len()));
+        if let Some(own) = &self.own_routing {
+            let d_scales = routes.unscale(&mut d_weights, &own.scales.read_f32());
+            own.scales.add_gradient(|_, gradient, accumulate| {
+                add_partials(gradient, accumulate, std::slice::from_ref(&d_scales));
+            });
+        }
         self.backward_router(
-            (&normed, &activations.probabilities),
+            (
+                routed.as_ref().unwrap_or(&normed),
+                &activations.probabilities,
+            ),
             (&routes, &d_weights),
-            &mut d_normed,
+            d_routed.as_mut().unwrap_or(&mut d_normed),
             pass,
         );
         if let (Some(shared), Some(activations)) = (&self.shared, activations.shared) {
             shared.backward(&normed, activations, gradient, &mut d_normed, pass);
         }
-        norm_backward(&self.norm, x, &d_normed, gradient);
+        (d_normed, d_routed)
     }
 
     /// Goes backward through an expert, to what it reads and to the weight of each of its rows. Returns the gradients of the low-rank
@@ -237,9 +319,9 @@ impl Experts {
     /// Goes backward through the router, and adds to the gradient of what it reads.
     fn backward_router<E: Element>(
         &self,
-        (normed, probabilities): (&[E], &[f32]),
+        (routed, probabilities): (&[E], &[f32]),
         (routes, d_weights): (&Routes, &[f32]),
-        d_normed: &mut [f32],
+        d_routed: &mut [f32],
         pass: Pass,
     ) {
         let mut d_logits = pass.pool.take::<f32>(probabilities.len());
@@ -250,15 +332,18 @@ impl Experts {
             of_loss.as_deref(),
             &mut d_logits,
         );
+        if let Some(own) = &self.own_routing {
+            scale_in_place(&mut d_logits, own.factor);
+        }
         let mut dy = pass.pool.take::<E>(d_logits.len());
         round_into(&d_logits, &mut dy);
-        let mut through = pass.pool.take::<f32>(d_normed.len());
+        let mut through = pass.pool.take::<f32>(d_routed.len());
         let context = pass.context();
         let du = self.router.backward_input(&dy[..], &mut through, context);
-        add_in_place(d_normed, &through);
+        add_in_place(d_routed, &through);
         if self.router.learns() {
-            let u = self.router.low_rank(normed, context);
-            self.router.backward_weights(normed, &u, &dy, &du, context);
+            let u = self.router.low_rank(routed, context);
+            self.router.backward_weights(routed, &u, &dy, &du, context);
         }
     }
 

@@ -1,6 +1,7 @@
-//! The feed-forward half of a decoder layer, of whichever kind that layer has: dense, or of experts.
+//! The feed-forward half of a decoder layer, of whichever kind that layer has: dense, of experts, or both.
 
 use super::Pass;
+use super::dense_and_experts::{BothActivations, DenseAndExperts};
 use super::experts::{ExpertActivations, Experts};
 use super::mlp::{Mlp, MlpActivations};
 use crate::engine::buffer::Buffer;
@@ -11,12 +12,14 @@ use crate::engine::ops::router_loss::RouterLoss;
 pub enum FeedForward {
     Dense(Mlp),
     Experts(Experts),
+    Both(Box<DenseAndExperts>),
 }
 
 /// What its backward pass needs beside the input.
 pub enum FeedForwardActivations<E> {
     Dense(MlpActivations<E>),
     Experts(ExpertActivations<E>),
+    Both(BothActivations<E>),
 }
 
 #[cfg(test)]
@@ -25,6 +28,7 @@ impl<E: Element> FeedForwardActivations<E> {
         match self {
             Self::Dense(activations) => activations.bytes(),
             Self::Experts(activations) => activations.bytes(),
+            Self::Both(activations) => activations.bytes(),
         }
     }
 }
@@ -35,6 +39,7 @@ impl FeedForward {
         match self {
             Self::Dense(mlp) => mlp.gate_up.out() * element,
             Self::Experts(experts) => experts.kept_bytes(element),
+            Self::Both(both) => both.kept_bytes(element),
         }
     }
 
@@ -45,15 +50,20 @@ impl FeedForward {
             Self::Experts(experts) => {
                 FeedForwardActivations::Experts(experts.forward_saving(x, pass))
             }
+            Self::Both(both) => FeedForwardActivations::Both(both.forward_saving(x, pass)),
         }
     }
 
     /// Takes note of the layer for the router's loss, if it has experts.
     pub fn add_to<E>(&self, loss: &RouterLoss, activations: &FeedForwardActivations<E>) {
-        if let (Self::Experts(experts), FeedForwardActivations::Experts(activations)) =
-            (self, activations)
-        {
-            experts.add_to(loss, activations);
+        match (self, activations) {
+            (Self::Experts(experts), FeedForwardActivations::Experts(activations)) => {
+                experts.add_to(loss, activations);
+            }
+            (Self::Both(both), FeedForwardActivations::Both(activations)) => {
+                both.experts.add_to(loss, &activations.experts);
+            }
+            _ => {}
         }
     }
 
@@ -70,6 +80,9 @@ impl FeedForward {
             }
             (Self::Experts(experts), FeedForwardActivations::Experts(activations)) => {
                 experts.forward_output(x, activations, pass)
+            }
+            (Self::Both(both), FeedForwardActivations::Both(activations)) => {
+                both.forward_output(x, activations, pass)
             }
             _ => unreachable!("activations of another layer"),
         }
@@ -89,6 +102,9 @@ impl FeedForward {
             }
             (Self::Experts(experts), FeedForwardActivations::Experts(activations)) => {
                 experts.backward(x, activations, gradient, pass);
+            }
+            (Self::Both(both), FeedForwardActivations::Both(activations)) => {
+                both.backward(x, activations, gradient, pass);
             }
             _ => unreachable!("activations of another layer"),
         }

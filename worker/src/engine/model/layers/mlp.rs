@@ -69,6 +69,18 @@ impl Mlp {
         gradient: &mut [f32],
         pass: Pass,
     ) {
+        let d_normed = self.backward_to_normed(x, activations, gradient, pass);
+        norm_backward(&self.norm, x, &d_normed, gradient);
+    }
+
+    /// The gradient of what gate and up read, from that of what is added to the residual.
+    pub fn backward_to_normed<E: Element>(
+        &self,
+        x: &[f32],
+        activations: MlpActivations<E>,
+        gradient: &[f32],
+        pass: Pass,
+    ) -> Buffer<f32> {
         let d_gate_up = self.backward_to_gate_up(&activations, gradient, pass);
         let mut d_normed = pass.pool.take::<f32>(x.len());
         let du = self
@@ -84,7 +96,7 @@ impl Mlp {
                 pass.context(),
             );
         }
-        norm_backward(&self.norm, x, &d_normed, gradient);
+        d_normed
     }
 
     /// What `down` reads, `[tokens][intermediate]`.

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod dense_and_experts;
 pub mod expert;
 pub mod experts;
 pub mod feed_forward;

@@ -60,6 +60,7 @@ fn layer(weights: &TestWeights) -> Experts {
     Experts {
         norm: None,
         router: projection(&["router".to_owned()]),
+        own_routing: None,
         routing: Routing {
             experts: EXPERTS,
             per_token: 2,
@@ -209,6 +210,7 @@ fn fused_experts_with_biases_equal_the_reference() {
             bias: Some(weights.trainable("router_bias")),
             lora: None,
         }]),
+        own_routing: None,
         routing: Routing {
             experts: EXPERTS,
             per_token: 2,
