@@ -220,3 +220,52 @@ fn what_contradicts_itself_is_refused_in_a_line() {
     assert!(few.unwrap_err().contains("vocab_size_per_layer_input 99"));
     parse(|json| json["use_bidirectional_attention"] = "vision".into()).unwrap();
 }
+
+#[test]
+fn experts_stand_beside_a_dense_half() {
+    let config = parse(|json| {
+        json["enable_moe_block"] = true.into();
+        for (key, size) in [
+            ("num_experts", 8),
+            ("top_k_experts", 2),
+            ("moe_intermediate_size", 24),
+        ] {
+            json[key] = size.into();
+        }
+    });
+    let config = config.unwrap();
+    let experts = config.experts_of(5).unwrap();
+    assert!(experts.normalises && experts.sizes.beside_dense);
+    assert_eq!((experts.sizes.per_token, experts.sizes.width), (2, 24));
+    let tensors = base_tensors(&config);
+    let shape = |name: &str| tensors.iter().find(|(n, _)| n == name).map(|(_, s)| &s[..]);
+    for (name, expected) in [
+        ("mlp.gate_proj.weight", &[96, 64][..]),
+        ("router.proj.weight", &[8, 64]),
+        ("router.scale", &[64]),
+        ("router.per_expert_scale", &[8]),
+        ("experts.gate_up_proj", &[8, 48, 64]),
+        ("experts.down_proj", &[8, 64, 24]),
+        ("post_feedforward_layernorm_2.weight", &[64]),
+    ] {
+        let name = format!("model.layers.0.{name}");
+        assert_eq!(shape(&name), Some(expected), "{name}");
+    }
+    // Without the switch the other keys count for nothing.
+    let dense = parse(|json| json["num_experts"] = 8.into()).unwrap();
+    assert_eq!(dense.experts, None);
+    let many = parse(|json| {
+        json["enable_moe_block"] = true.into();
+        for (key, size) in [
+            ("num_experts", 8),
+            ("top_k_experts", 9),
+            ("moe_intermediate_size", 24),
+        ] {
+            json[key] = size.into();
+        }
+    });
+    assert!(
+        many.unwrap_err()
+            .contains("top_k_experts 9 is more than the 8")
+    );
+}

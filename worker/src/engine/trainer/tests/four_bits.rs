@@ -6,8 +6,8 @@ use common::files::model::{ModelFolder, ModelTensor, Scalars, WeightFiles};
 use common::files::tensors::Dtype;
 use common::job::{BaseDtype, InitWeights, JobSpec, Quantization, TargetModules};
 use common::model::{
-    CONVOLUTION, EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert,
-    is_router,
+    CONVOLUTION, EMBEDDING, HEAD, INPUT_EMBEDDING, ModelConfig, base_tensors, is_norm_or_bias,
+    is_of_expert, is_router,
 };
 use common::nf4::Nf4;
 
@@ -25,7 +25,7 @@ pub(super) fn widened_copy(from: &Path, how: Quantization) -> tempfile::TempDir 
     for (name, shape) in &expected {
         let mut scalars = vec![0.0; shape.iter().product()];
         files.read_f32(name, shape, &mut scalars).unwrap();
-        let is_of_tokens = name == EMBEDDING || name == HEAD;
+        let is_of_tokens = [EMBEDDING, HEAD, INPUT_EMBEDDING].contains(&name.as_str());
         let stays = (is_of_tokens && !how.embeddings)
             || (is_of_expert(name) && !how.experts)
             || is_router(name)
