@@ -186,7 +186,7 @@ fn the_peak_is_what_was_expected() {
     let Some((device, _turn)) = device() else {
         return;
     };
-    let methods: [&[(&str, &str)]; 4] = [
+    let methods: [&[(&str, &str)]; 6] = [
         &[("adapter", "full"), ("base_dtype", "float32")],
         &[
             ("adapter", "full"),
@@ -203,6 +203,20 @@ fn the_peak_is_what_was_expected() {
             ("base_dtype", "float32"),
             ("lora_dropout", "0.1"),
             ("lora_target_modules", "q_proj,down_proj"),
+        ],
+        &[
+            ("adapter", "lora"),
+            ("load_in_4bit", "true"),
+            ("quantize_moe_experts", "true"),
+            ("lora_r", "4"),
+        ],
+        &[
+            ("adapter", "lora"),
+            ("load_in_4bit", "true"),
+            ("bnb_4bit_use_double_quant", "false"),
+            ("quantize_embeddings", "true"),
+            ("base_dtype", "float32"),
+            ("lora_dropout", "0.1"),
         ],
     ];
     let tolerance = match device.to_string().contains("emulated") {
@@ -229,6 +243,32 @@ fn the_peak_is_what_was_expected() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What a base takes less in 4 bits is what its weights do: nothing beside them grows but the memory that they are widened to.
+#[test]
+fn a_base_of_4_bits_takes_as_much_less_as_its_weights_do() {
+    let Some((device, _turn)) = device() else {
+        return;
+    };
+    let mut shape = shapes()[0].clone();
+    shape["num_hidden_layers"] = 8.into();
+    let flags = [
+        ("adapter", "lora"),
+        ("lora_r", "4"),
+        ("base_dtype", "bfloat16"),
+    ];
+    let quantised = [&flags[..], &[("load_in_4bit", "true")]].concat();
+    let (wide, _) = peak(&device, &shape, &flags, true);
+    let (narrow, expected) = peak(&device, &shape, &quantised, true);
+    let (hidden, inner, layers) = (256.0, 768.0, 8.0);
+    let of_layer = hidden * (2.0 * 128.0 + 2.0 * 64.0) + 3.0 * hidden * inner;
+    let linears = 2.0 * layers * of_layer;
+    // Gate and up with the factors of their adapters, each rank filled up to 8.
+    let widened = 2.0 * (2.0 * inner + 16.0) * (hidden + 16.0);
+    let told = format!("{narrow} bytes instead of {wide}, {expected} expected");
+    assert!(wide - narrow > (1.0 - 0.27) * linears - widened, "{told}");
+    assert!(narrow < 0.55 * wide, "{told}");
 }
 
 /// Two ranks on the one GPU, as only the stand-in for NCCL lets them.

@@ -1,9 +1,12 @@
 //! What a worker needs on a GPU, in bytes of its buffers. What the driver and NCCL take for themselves comes on top, some
 //! hundred MiB; it differs from one version and one machine to another, and no formula of theirs is published.
 
+mod weights;
+
 use super::layer::{Layer, Place};
 use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
 use crate::job::{BaseDtype, Reduction};
+pub use weights::{WIDENED_TILE, widened_tile};
 
 /// Scalars of a gradient that are computed at a time in full training, which keeps no whole gradient.
 pub const SUMS_TILE: usize = 32 << 20;
@@ -51,7 +54,7 @@ pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
         false => peak.or_at(Moment::Exchange, scalars * F32 + exchange(work, scalars)),
     };
     Bytes {
-        weights: weights(shape, work, element),
+        weights: weights::bytes(shape, work, element),
         training: training(shape, work, scalars),
         activations: peak.activations,
         operation: peak.operation,
@@ -67,40 +70,6 @@ fn exchange(work: &Work, scalars: u64) -> u64 {
         Reduction::Exact => 8 * scalars.min(2 * EXCHANGE_BUCKET as u64) / 2,
         Reduction::Fast => 0,
     }
-}
-
-fn weights(shape: &Shape, work: &Work, element: u64) -> u64 {
-    let adapters: u64 = match &work.trained {
-        Trained::All | Trained::Some(_) => 0,
-        Trained::Adapters { ranks, .. } => {
-            let layers = ranks.iter().enumerate();
-            layers
-                .map(|(layer, ranks)| beside(shape, layer, ranks))
-                .sum()
-        }
-    };
-    let vectors = shape.vectors() * F32;
-    (shape.matrices() + adapters) * element + vectors + shape.tables(work)
-}
-
-/// Scalars that the adapters' factors, and what lies between them, add to a layer's matrices.
-fn beside(shape: &Shape, layer: usize, ranks: &[usize; super::LINEARS]) -> u64 {
-    let linears = shape.linears(layer);
-    let of = |members: std::ops::Range<usize>| {
-        let padded = ranks[members.clone()]
-            .iter()
-            .map(|rank| rank.next_multiple_of(RANK_MULTIPLE));
-        let rank: usize = padded.sum();
-        let (width, out) = (
-            linears[members.start].0,
-            linears[members]
-                .iter()
-                .map(|linear| linear.1)
-                .sum::<usize>(),
-        );
-        ((out + rank) * (width + rank) - out * width) as u64
-    };
-    super::PROJECTIONS.map(of).iter().sum()
 }
 
 /// Bytes of the flat weights, their moments, the sums, and the gradient of a slot where it is kept.

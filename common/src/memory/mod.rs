@@ -28,8 +28,8 @@ use serde::Serialize;
 /// Memory of a worker at the peak of a step, in bytes, by what takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Bytes {
-    /// Frozen weights of the base model (on a GPU, all weights as they are multiplied, the adapters' among them), and the rotary
-    /// tables.
+    /// Frozen weights of the base model (on a GPU, all weights as they are multiplied, the adapters' among them; those of 4 bits
+    /// as they are, beside the memory that one at a time is widened to), and the rotary tables.
     pub weights: u64,
     /// Trainable weights, moments, sums and gradients.
     pub training: u64,

@@ -1,7 +1,7 @@
 //! What the formulas say of a model that is known.
 
 use super::*;
-use crate::job::{Optimizer, Reduction, TrainedBiases};
+use crate::job::{Optimizer, Quantization, Reduction, TrainedBiases};
 
 /// Qwen3-0.6B.
 const SMALL: Shape = Shape {
@@ -127,6 +127,36 @@ fn all_weights_take_what_their_training_keeps_of_each() {
         of(&SMALL, &work(Trained::All, true)).training - of(&SMALL, &eight_bits).training
     };
     assert_eq!([less(on_gpu), less(on_processor)], [saved; 2]);
+}
+
+#[test]
+fn a_base_of_4_bits_stays_so_on_gpus_beside_the_memory_that_it_is_widened_to() {
+    let weights = |quantization| {
+        let work = Work {
+            quantization,
+            ..work(adapters(), true)
+        };
+        on_gpu(&SMALL, &work).weights
+    };
+    let how = |embeddings| Quantization {
+        nested_scales: true,
+        embeddings,
+        experts: false,
+    };
+    let (wide, linears, all) = (
+        weights(None),
+        weights(Some(how(false))),
+        weights(Some(how(true))),
+    );
+    let share = |bytes: u64| bytes as f64 / wide as f64;
+    assert!(share(linears) < 0.48, "{}", share(linears));
+    assert!(share(all) < 0.34, "{}", share(all));
+    // Gate and up with the factors of both adapters, or a tile of the output layer, in two bytes.
+    let gate_up = 2 * (6144 + 32) * (1024 + 32);
+    let tile = 2 * gpu::WIDENED_TILE as u64;
+    let embedding = 151_936 * 1024;
+    let saved = 2 * embedding - crate::nf4::bytes(embedding, true) - 64;
+    assert_eq!(linears - all, saved - (tile - gate_up));
 }
 
 #[test]

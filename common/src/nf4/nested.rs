@@ -93,6 +93,16 @@ impl Nested {
         (&self.codes, &self.absmax, self.offset)
     }
 
+    /// What each code stands for, times the largest magnitude of its block.
+    pub fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// Number of codes that share a largest magnitude, a power of two.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.codes.len() + size_of_val(&self.absmax[..]) + size_of::<Map>()
     }

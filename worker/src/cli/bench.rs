@@ -50,6 +50,9 @@ pub struct BenchArgs {
     /// With --load-in-4bit, the embedding and the output layer too
     #[arg(long, requires = "load_in_4bit")]
     quantize_embeddings: bool,
+    /// With --load-in-4bit, the experts of a mixture of experts too
+    #[arg(long, requires = "load_in_4bit")]
+    quantize_moe_experts: bool,
     /// The optimizer, by a name that jobs have for it
     #[arg(long, value_name = "NAME", default_value = "adamw")]
     optimizer: String,
@@ -191,6 +194,7 @@ impl Default for BenchArgs {
             pure_bf16: false,
             load_in_4bit: false,
             quantize_embeddings: false,
+            quantize_moe_experts: false,
             optimizer: "adamw".to_owned(),
             batch: 4,
             seq: 128,
@@ -327,6 +331,10 @@ fn job_of(args: &BenchArgs, folder: &Path) -> Result<JobSpec, BenchError> {
         ("pure_bf16", args.pure_bf16.to_string()),
         ("load_in_4bit", args.load_in_4bit.to_string()),
         ("quantize_embeddings", args.quantize_embeddings.to_string()),
+        (
+            "quantize_moe_experts",
+            args.quantize_moe_experts.to_string(),
+        ),
         ("reduction", name_of(args.reduction)),
         ("optimizer", args.optimizer.clone()),
         ("lora_r", args.lora_r.to_string()),

@@ -1,5 +1,7 @@
 //! Toy models, jobs and blocks for the engine's tests.
 
+pub mod widened;
+
 use std::path::Path;
 use std::sync::Arc;
 

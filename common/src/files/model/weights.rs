@@ -223,7 +223,8 @@ impl WeightFiles {
         }
     }
 
-    fn is_quantised(&self, name: &str) -> bool {
+    /// Whether the files hold this matrix in 4 bits.
+    pub fn is_quantised(&self, name: &str) -> bool {
         self.are_four_bits
             && self
                 .find(name)

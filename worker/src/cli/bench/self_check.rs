@@ -9,6 +9,7 @@ mod helper;
 mod speeds;
 mod training;
 mod verdict;
+mod widened;
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -74,8 +75,8 @@ fn parts(on_gpu: bool) -> Vec<Part> {
     let shapes = training::shapes().into_iter().enumerate();
     let trainings = shapes.map(|(number, shape)| Part::Training {
         number,
+        checks: Check::all(&shape, on_gpu),
         shape: shape.name,
-        checks: Check::all(on_gpu),
     });
     #[cfg(feature = "cuda")]
     let speeds = Speed::all().into_iter().filter(|_| on_gpu).map(Part::Speed);

@@ -3,6 +3,8 @@
 
 mod experts;
 
+use std::sync::Arc;
+
 use common::files::adapter::{Factor, tensor_name};
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Quantization};
@@ -18,11 +20,13 @@ use super::layers::decoder::DecoderLayer;
 use super::layers::feed_forward::FeedForward;
 use super::layers::mlp::Mlp;
 use super::layers::residual::Residual;
+use super::ops::frozen::{Frozen, Scratch};
 use super::ops::lora_linear::Lora;
 use super::ops::projection::{Linear, Projection, Staged};
 use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::HeadNorms;
-use super::params::{FlatRange, TokenMatrix, Vector};
+use super::ops::token_matrix::TokenMatrix;
+use super::params::{FlatRange, Vector};
 use crate::engine::EngineError;
 use crate::engine::adapter::JobAdapter;
 use crate::engine::model::weights::{WeightSource, name_key};
@@ -38,8 +42,10 @@ pub struct Parts<'a> {
     pub layout: &'a Layout,
     pub lora: Option<JobAdapter<'a>>,
     pub dtype: BaseDtype,
-    /// How the numbers of frozen matrices are quantised, if they are: here they are widened again, once.
+    /// How frozen matrices are kept in 4 bits, if they are.
     pub quantization: Option<Quantization>,
+    /// What those of 4 bits are widened to.
+    pub scratch: Arc<Scratch>,
 }
 
 impl Parts<'_> {
@@ -57,6 +63,8 @@ impl Parts<'_> {
             .map(|layer| self.layer(layer))
             .collect::<Result<_, _>>()?;
         let norm = self.norm(FINAL_NORM)?;
+        head.as_ref().unwrap_or(&embedding).reserve();
+        self.scratch.open(self.gpu)?;
         let tokens = (embedding, head);
         Ok(CausalLm::new(
             self.gpu,
@@ -73,24 +81,12 @@ impl Parts<'_> {
         name: &str,
     ) -> Result<TokenMatrix<E>, EngineError> {
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        let range = self.range(name);
-        let values = match range {
-            // The first refresh writes it.
-            Some(_) => self.gpu.take(shape[0] * shape[1])?,
-            None => {
-                let quantization = self.quantization.filter(|how| how.embeddings);
-                let weight = self
-                    .source
-                    .widened(name, &shape, self.dtype, quantization)?;
-                self.gpu.upload::<E>(weight.read().elements())?
-            }
-        };
-        Ok(TokenMatrix {
-            values,
-            vocabulary: shape[0],
-            width: shape[1],
-            range,
-        })
+        if let Some(range) = self.range(name) {
+            return Ok(TokenMatrix::trainable(self.gpu, shape, range)?);
+        }
+        let quantization = self.quantization.filter(|how| how.embeddings);
+        let values = self.frozen(name, &shape, quantization)?;
+        Ok(TokenMatrix::frozen(shape, values, &self.scratch))
     }
 
     fn layer<E: Element + GpuElement>(&self, layer: usize) -> Result<DecoderLayer<E>, EngineError> {
@@ -169,26 +165,70 @@ impl Parts<'_> {
             bias: self.range(&format!("{path}.bias")),
             lora: self.lora(&path),
         });
-        let mut staged = Staged::<E>::new(linears.collect(), width);
-        let mut biases = Vec::new();
+        let linears: Vec<Linear> = linears.collect();
+        let biases = self.biases(prefix, shapes)?;
+        let named = |shape: &LinearShape| format!("{prefix}{}.weight", shape.path);
+        let is_quantised = shapes
+            .iter()
+            .any(|shape| self.has_four_bits(&named(shape), self.quantization));
+        if is_quantised {
+            let weights = shapes.iter().map(|shape| {
+                self.frozen(&named(shape), &[shape.out, shape.width], self.quantization)
+            });
+            let weights = weights.collect::<Result<_, _>>()?;
+            let linears = (linears, width);
+            let biases = biases.as_deref();
+            let frozen = Projection::frozen(self.gpu, linears, weights, biases, &self.scratch);
+            return Ok(frozen?);
+        }
+        let mut staged = Staged::<E>::new(linears, width);
         for (index, shape) in shapes.iter().enumerate() {
-            let path = format!("{prefix}{}", shape.path);
-            let weight = format!("{path}.weight");
-            if self.range(&weight).is_none() {
+            let name = named(shape);
+            if self.range(&name).is_none() {
                 let shape = [shape.out, shape.width];
-                let weight = self
-                    .source
-                    .widened(&weight, &shape, self.dtype, self.quantization)?;
+                let weight = self.source.tensor(&name, &shape, self.dtype)?;
                 staged.set(index, weight.read().elements());
             }
-            if shape.bias {
-                biases.extend(self.values(&format!("{path}.bias"), &[shape.out])?);
-            } else {
-                biases.resize(biases.len() + shape.out, 0.0);
+        }
+        Ok(staged.upload(self.gpu, biases.as_deref())?)
+    }
+
+    /// The biases of all linears of one input, where one has some.
+    fn biases(
+        &self,
+        prefix: &str,
+        shapes: &[LinearShape],
+    ) -> Result<Option<Vec<f32>>, EngineError> {
+        if !shapes.iter().any(|shape| shape.bias) {
+            return Ok(None);
+        }
+        let mut biases = Vec::new();
+        for shape in shapes {
+            match shape.bias {
+                true => {
+                    let name = format!("{prefix}{}.bias", shape.path);
+                    biases.extend(self.values(&name, &[shape.out])?);
+                }
+                false => biases.resize(biases.len() + shape.out, 0.0),
             }
         }
-        let any = shapes.iter().any(|shape| shape.bias);
-        Ok(staged.upload(self.gpu, any.then_some(&biases[..]))?)
+        Ok(Some(biases))
+    }
+
+    /// Whether a matrix is frozen and in 4 bits.
+    fn has_four_bits(&self, name: &str, quantization: Option<Quantization>) -> bool {
+        self.range(name).is_none() && self.source.has_four_bits(name, quantization)
+    }
+
+    /// A frozen matrix as it is kept: in 4 bits, where it has these.
+    fn frozen<E: Element + GpuElement>(
+        &self,
+        name: &str,
+        shape: &[usize; 2],
+        quantization: Option<Quantization>,
+    ) -> Result<Frozen<E>, EngineError> {
+        let weight = self.source.matrix(name, shape, self.dtype, quantization)?;
+        Ok(Frozen::upload(self.gpu, &weight)?)
     }
 
     /// How experts are quantised, where the job asks for that.

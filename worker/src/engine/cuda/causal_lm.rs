@@ -7,7 +7,7 @@ use common::job::TokenLoss;
 use common::model::ModelConfig;
 
 use super::batch::GpuBatch;
-use super::blas::{GpuElement, Matrix, Target};
+use super::blas::GpuElement;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
 use super::layers::Pass;
@@ -17,7 +17,8 @@ use super::ops::cross_entropy::{LossHead, chunk_count};
 use super::ops::elementwise::Rows;
 use super::ops::embedding;
 use super::ops::rms_norm::RmsNorm;
-use super::params::{GradientSink, TokenMatrix};
+use super::ops::token_matrix::TokenMatrix;
+use super::params::GradientSink;
 use crate::engine::Abandon;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::PassTimes;
@@ -192,10 +193,11 @@ impl<E: GpuElement + Element> CausalLm<E> {
         self.norm.forward(gpu, &x.as_view(), out)?;
         let mut logits = gpu.take::<f32>(tokens * vocabulary)?;
         let rule = LogitRule::of(&self.config);
-        gpu.blas().product(
-            Target::new(&mut logits.as_view_mut(), vocabulary),
-            Matrix::new(&normed.as_view(), tokens, width),
-            Matrix::new(&head.values.as_view(), vocabulary, width).transposed(),
+        head.logits(
+            gpu,
+            (&normed.as_view(), tokens),
+            &mut logits.as_view_mut(),
+            1.0,
         )?;
         let mut logits = gpu.download(&logits, tokens * vocabulary)?;
         logits

@@ -109,6 +109,7 @@ impl GpuEngine {
             lora: lora.map(JobAdapter::of),
             dtype: job.base_dtype,
             quantization: job.quantization,
+            scratch: Arc::default(),
         };
         let mut model = match job.base_dtype {
             BaseDtype::Float32 => Model::F32(parts.model(job.sequence_len)?),

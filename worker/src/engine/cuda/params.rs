@@ -3,10 +3,8 @@
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::blas::GpuElement;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
-use super::ops::elementwise::{Rows, round_rows};
 
 /// Range of a tensor in the flat buffers of trainable scalars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,29 +60,6 @@ impl Vector {
 
     pub fn view(&self) -> CudaView<'_, f32> {
         self.values.slice(..self.scalars)
-    }
-}
-
-/// A matrix with a row for each token of the vocabulary, `[vocabulary][width]`.
-pub struct TokenMatrix<E> {
-    pub values: DeviceBuffer<E>,
-    pub vocabulary: usize,
-    pub width: usize,
-    /// Range of the matrix among the trainable scalars, where it is trainable.
-    pub range: Option<FlatRange>,
-}
-
-impl<E: GpuElement> TokenMatrix<E> {
-    /// Takes over the trainable weights after an update.
-    pub fn refresh(&mut self, gpu: &Gpu, flat: &DeviceBuffer<f32>) -> Result<(), GpuError> {
-        let rows = Rows::new(self.vocabulary, self.width);
-        match self.range {
-            Some(range) => {
-                let to = (&mut self.values.as_view_mut(), rows);
-                round_rows(gpu, (&range.of(flat), rows), to, 1.0)
-            }
-            None => Ok(()),
-        }
     }
 }
 

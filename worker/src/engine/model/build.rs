@@ -397,11 +397,7 @@ impl Parts<'_> {
         if let Some(weight) = self.parameters.weight(name) {
             return Ok(weight);
         }
-        let source = self.source;
-        match source.four_bits(name, shape, self.dtype, quantization)? {
-            Some(matrix) => Ok(Weight::frozen_nf4(matrix, shape)),
-            None => source.tensor(name, shape, self.dtype),
-        }
+        self.source.matrix(name, shape, self.dtype, quantization)
     }
 
     fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {

@@ -5,14 +5,10 @@ use common::job::{BaseDtype, Quantization};
 use common::nf4::Nf4;
 use half::bf16;
 
-#[cfg(feature = "cuda")]
-use super::weights::widened;
 use super::weights::{WeightSource, check_rounded};
 use crate::engine::EngineError;
 use crate::engine::buffer::Pool;
 use crate::engine::ops::element::{round_slice, widen};
-#[cfg(feature = "cuda")]
-use crate::engine::params::Reading;
 use crate::engine::params::Weight;
 
 /// One of the equal parts that the first dimension of a tensor counts.
@@ -77,21 +73,10 @@ impl WeightSource {
         }
     }
 
-    /// A frozen matrix in `dtype`, widened again where [`part`](Self::part) has it in 4 bits.
+    /// Whether [`part`](Self::part) has matrices in 4 bits.
     #[cfg(feature = "cuda")]
-    pub fn widened_part(
-        &self,
-        part: TensorPart,
-        dtype: BaseDtype,
-        quantization: Option<Quantization>,
-    ) -> Result<Weight, EngineError> {
-        let weight = self.part(part, dtype, quantization)?;
-        let (rows, columns) = weight.matrix_dims();
-        let wide = match weight.read() {
-            Reading::Nf4(matrix) => Some(widened(matrix, [rows, columns], dtype)),
-            _ => None,
-        };
-        Ok(wide.unwrap_or(weight))
+    pub fn quantises_parts(&self, quantization: Option<Quantization>) -> bool {
+        self.quantisation_of(quantization, true).is_some()
     }
 
     /// How a part is quantised, if it is: what the files of a folder of 4 bits leave as it is, whoever made them had a reason for.

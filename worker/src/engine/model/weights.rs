@@ -19,12 +19,8 @@ use rayon::prelude::*;
 
 use super::mean_row::{MeanRow, fill_with_mean};
 use crate::engine::EngineError;
-#[cfg(feature = "cuda")]
-use crate::engine::buffer::Buffer;
 use crate::engine::buffer::Pool;
 use crate::engine::ops::element::{Element, round_slice, widen};
-#[cfg(feature = "cuda")]
-use crate::engine::ops::nf4::Nf4View;
 use crate::engine::params::Weight;
 
 /// Scalars drawn in one task.
@@ -233,18 +229,28 @@ impl WeightSource {
         }
     }
 
-    /// A frozen matrix in `dtype`, widened again from its [`four_bits`](Self::four_bits) where it has some.
-    #[cfg(feature = "cuda")]
-    pub fn widened(
+    /// A frozen matrix as it is kept: its [`four_bits`](Self::four_bits) where it has some, else in `dtype`.
+    pub fn matrix(
         &self,
         name: &str,
-        shape: &[usize; 2],
+        shape: &[usize],
         dtype: BaseDtype,
         quantization: Option<Quantization>,
     ) -> Result<Weight, EngineError> {
         match self.four_bits(name, shape, dtype, quantization)? {
-            Some(matrix) => Ok(widened(&matrix, *shape, dtype)),
+            Some(matrix) => Ok(Weight::frozen_nf4(matrix, shape)),
             None => self.tensor(name, shape, dtype),
+        }
+    }
+
+    /// Whether [`matrix`](Self::matrix) has this one in 4 bits.
+    #[cfg(feature = "cuda")]
+    pub fn has_four_bits(&self, name: &str, quantization: Option<Quantization>) -> bool {
+        match self {
+            Self::Files { files, .. } if files.are_four_bits() => {
+                files.is_quantised(self.stored_name(name))
+            }
+            _ => quantization.is_some(),
         }
     }
 
@@ -287,25 +293,6 @@ impl WeightSource {
         }
         Ok(())
     }
-}
-
-/// A matrix of 4 bits in `dtype`.
-#[cfg(feature = "cuda")]
-pub(super) fn widened(matrix: &Nf4, shape: [usize; 2], dtype: BaseDtype) -> Weight {
-    let view = Nf4View::new(matrix, shape[0], shape[1]);
-    match dtype {
-        BaseDtype::Float32 => Weight::frozen_f32(dense(view), &shape),
-        BaseDtype::Bfloat16 => Weight::frozen_bf16(dense(view), &shape),
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn dense<E: Element>(view: Nf4View) -> Buffer<E> {
-    let mut values = Pool::default().take::<E>(view.rows * view.columns);
-    let rows = values.par_chunks_exact_mut(view.columns.max(1));
-    rows.enumerate()
-        .for_each(|(row, out)| view.widen(row, 0, out));
-    values
 }
 
 /// The mean of all rows of a matrix, of which only a part is in memory at a time.

@@ -25,6 +25,8 @@ pub struct Speed {
     batch: u16,
     seq: u32,
     gradient_checkpointing: bool,
+    /// Whether the linears are in 4 bits.
+    in_4_bits: bool,
     measure: Measure,
 }
 
@@ -49,11 +51,12 @@ impl Speed {
             batch: 8,
             seq: 2048,
             gradient_checkpointing: false,
+            in_4_bits: false,
             measure,
         }
     }
 
-    pub fn all() -> [Self; 5] {
+    pub fn all() -> [Self; 6] {
         let large = Self {
             name: "8B, LoRA, 2 x 4096, checkpointing",
             config: LARGE,
@@ -61,6 +64,7 @@ impl Speed {
             batch: 2,
             seq: 4096,
             gradient_checkpointing: true,
+            in_4_bits: false,
             measure: Measure::Arithmetic(400.0),
         };
         [
@@ -69,6 +73,10 @@ impl Speed {
                 Mode::Lora,
                 Measure::Utilisation(0.45),
             ),
+            Self {
+                in_4_bits: true,
+                ..Self::small("0.6B, 4 bits, 8 x 2048", Mode::Lora, Measure::Figures)
+            },
             Self::small("0.6B, all weights, 8 x 2048", Mode::Full, Measure::Figures),
             Self::small("0.6B, LoRA, 8 x 2048", Mode::Lora, Measure::Reductions),
             Self::small(
@@ -139,6 +147,7 @@ impl Speed {
             batch: self.batch,
             seq: self.seq,
             gradient_checkpointing: self.gradient_checkpointing,
+            load_in_4bit: self.in_4_bits,
             reduction,
             steps,
             warmup: 2,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::data::block::Block;
 use common::exact::dequantize;
+use common::job::{BaseDtype, InitWeights, JobSpec};
 use common::memory::bytes;
 use serde_json::{Value, json};
 use worker::ComputeDevice;
@@ -15,6 +16,7 @@ use worker::engine::{MeanGradient, Trainer, TrainerOptions};
 
 use super::helper::{Helper, asked};
 use super::verdict::{Verdict, verdict};
+use super::widened::widened;
 use crate::cli::bench::{BenchArgs, BenchError, Dtype, Mode, Work, job_of, random_blocks};
 
 const STEPS: usize = 10;
@@ -27,6 +29,8 @@ pub struct Shape {
     mode: Mode,
     dtype: Dtype,
     seq: u32,
+    /// Whether all matrices but routers are in 4 bits.
+    in_4_bits: bool,
 }
 
 /// What is checked on a shape.
@@ -37,12 +41,13 @@ pub enum Check {
     Bits,
     TwoWorkers,
     ThreeProcesses,
+    Widened,
     Memory { checkpointing: bool },
 }
 
 impl Check {
-    /// All that can be checked on such a device.
-    pub fn all(on_gpu: bool) -> Vec<Self> {
+    /// All that can be checked of a shape on such a device.
+    pub fn all(shape: &Shape, on_gpu: bool) -> Vec<Self> {
         let mut all = vec![
             Self::Gradient,
             Self::Losses,
@@ -50,6 +55,9 @@ impl Check {
             Self::TwoWorkers,
             Self::ThreeProcesses,
         ];
+        if shape.in_4_bits {
+            all.push(Self::Widened);
+        }
         if on_gpu {
             all.extend([false, true].map(|checkpointing| Self::Memory { checkpointing }));
         }
@@ -63,6 +71,7 @@ impl Check {
             Self::Bits => "the same bits again, with checkpointing",
             Self::TwoWorkers => "two workers come to the bits of one",
             Self::ThreeProcesses => "three processes at once, the same bits",
+            Self::Widened => "the bits of weights that were widened before",
             Self::Memory {
                 checkpointing: false,
             } => "memory at the peak as expected",
@@ -86,6 +95,7 @@ pub fn check(
         Check::Bits => checked.bits(),
         Check::TwoWorkers => checked.two_workers(),
         Check::ThreeProcesses => checked.three_processes(timeout),
+        Check::Widened => checked.widened(),
         Check::Memory { checkpointing } => checked.memory(checkpointing),
     })
 }
@@ -104,16 +114,40 @@ fn on<R>(
         return Err(BenchError::Failures { failures: 1 });
     };
     let folder = prepared(&shape)?;
-    work(&Checked {
+    let checked = Checked {
         shape: &shape,
         number,
         folder: folder.path(),
+        widened: None,
         device,
-    })
+    };
+    match shape.in_4_bits {
+        false => work(&checked),
+        true => {
+            let args = BenchArgs {
+                mode: Mode::Full,
+                load_in_4bit: false,
+                quantize_embeddings: false,
+                quantize_moe_experts: false,
+                ..checked.args(Dtype::Float32, false)
+            };
+            let job = job_of(&args, folder.path())?;
+            let dtype = match shape.dtype {
+                Dtype::Float32 => BaseDtype::Float32,
+                Dtype::Bfloat16 => BaseDtype::Bfloat16,
+            };
+            let widened = widened(folder.path(), job, dtype)?;
+            work(&Checked {
+                widened: Some(widened.path()),
+                ..checked
+            })
+        }
+    }
 }
 
 /// The shapes to check: every method and type; heads of 64, 128 and 256, and sequences that fill no tile; windows, soft caps, and norms
-/// before and behind the halves of layers, of each head and of all together; experts beside a shared one, and fused ones with sinks.
+/// before and behind the halves of layers, of each head and of all together; experts beside a shared one, and fused ones with sinks;
+/// bases of 4 bits.
 pub fn shapes() -> Vec<Shape> {
     let config = |architecture: &str, head_dim: usize| {
         json!({
@@ -130,6 +164,11 @@ pub fn shapes() -> Vec<Shape> {
         mode,
         dtype,
         seq,
+        in_4_bits: false,
+    };
+    let in_4_bits = |shape: Shape| Shape {
+        in_4_bits: true,
+        ..shape
     };
     let with = |mut shape: Shape, settings: Value| {
         for (key, value) in settings.as_object().into_iter().flatten() {
@@ -224,6 +263,25 @@ pub fn shapes() -> Vec<Shape> {
                 "attention_bias": true
             }),
         ),
+        in_4_bits(shape(
+            "Qwen3, 4 bits, bfloat16",
+            "Qwen3ForCausalLM",
+            128,
+            Mode::Lora,
+            Dtype::Bfloat16,
+            300,
+        )),
+        in_4_bits(with(
+            shape(
+                "Qwen3-MoE, 4 bits, float32",
+                "Qwen3MoeForCausalLM",
+                64,
+                Mode::Lora,
+                Dtype::Float32,
+                140,
+            ),
+            json!({"num_experts": 20, "num_experts_per_tok": 4, "moe_intermediate_size": 96}),
+        )),
     ]
 }
 
@@ -237,6 +295,8 @@ struct Checked<'a> {
     shape: &'a Shape,
     number: usize,
     folder: &'a Path,
+    /// A folder of the weights as they are once they are widened, where the shape's are in 4 bits.
+    widened: Option<&'a Path>,
     device: &'a ComputeDevice,
 }
 
@@ -249,6 +309,9 @@ impl Checked<'_> {
             batch: 2,
             seq: self.shape.seq,
             gradient_checkpointing,
+            load_in_4bit: self.shape.in_4_bits,
+            quantize_embeddings: self.shape.in_4_bits,
+            quantize_moe_experts: self.shape.in_4_bits && self.shape.config["num_experts"].is_u64(),
             ..BenchArgs::default()
         }
     }
@@ -260,13 +323,25 @@ impl Checked<'_> {
         checkpointing: bool,
     ) -> Result<Trainer, BenchError> {
         let job = job_of(&self.args(dtype, checkpointing), self.folder)?;
-        Ok(Trainer::load(TrainerOptions {
-            job: Arc::new(job),
-            model_dir: self.folder.to_owned(),
-            adapter_dir: None,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            device: device.clone(),
-        })?)
+        load(self.folder, job, device)
+    }
+
+    /// A trainer on the same weights that are not quantised.
+    fn load_wide(&self, device: &ComputeDevice, dtype: Dtype) -> Result<Trainer, BenchError> {
+        let Some(folder) = self.widened else {
+            return self.load(device, dtype, false);
+        };
+        let args = BenchArgs {
+            load_in_4bit: false,
+            quantize_embeddings: false,
+            quantize_moe_experts: false,
+            ..self.args(dtype, false)
+        };
+        let job = JobSpec {
+            init_weights: InitWeights::Pretrained,
+            ..job_of(&args, folder)?
+        };
+        load(folder, job, device)
     }
 
     /// A trainer in the state after one step on the processor, so that both factors of adapters have gradients.
@@ -276,9 +351,13 @@ impl Checked<'_> {
         dtype: Dtype,
         checkpointing: bool,
     ) -> Result<Trainer, BenchError> {
-        let mut start = self.load(&ComputeDevice::Cpu, dtype, false)?;
+        self.begun(dtype, self.load(device, dtype, checkpointing)?)
+    }
+
+    /// Puts a trainer into the state after one step on the processor.
+    fn begun(&self, dtype: Dtype, mut trainer: Trainer) -> Result<Trainer, BenchError> {
+        let mut start = self.load_wide(&ComputeDevice::Cpu, dtype)?;
         step(&mut start, &self.blocks())?;
-        let mut trainer = self.load(device, dtype, checkpointing)?;
         trainer.restore(&start.snapshot()?)?;
         Ok(trainer)
     }
@@ -296,12 +375,14 @@ impl Checked<'_> {
     }
 
     fn gradient(&self) -> Result<Verdict, BenchError> {
-        let run = |device: &ComputeDevice, dtype| {
-            sums(&mut self.trained(device, dtype, false)?, &self.blocks())
-        };
         let dtype = self.shape.dtype;
-        let exact = run(&ComputeDevice::Cpu, Dtype::Float32)?;
-        let found = run(self.device, dtype)?;
+        let exact = self.load_wide(&ComputeDevice::Cpu, Dtype::Float32)?;
+        let mut exact = self.begun(Dtype::Float32, exact)?;
+        let exact = sums(&mut exact, &self.blocks())?;
+        let found = sums(
+            &mut self.trained(self.device, dtype, false)?,
+            &self.blocks(),
+        )?;
         let apart = distance(&found.0, &exact.0);
         let allowed = match dtype {
             Dtype::Float32 => 1e-5,
@@ -314,14 +395,13 @@ impl Checked<'_> {
     }
 
     fn losses(&self) -> Result<Verdict, BenchError> {
-        let run = |device: &ComputeDevice, dtype| -> Result<Vec<f64>, BenchError> {
-            let mut trainer = self.load(device, dtype, false)?;
+        let run = |mut trainer: Trainer| -> Result<Vec<f64>, BenchError> {
             (0..STEPS)
                 .map(|_| step(&mut trainer, &self.blocks()))
                 .collect()
         };
-        let expected = run(&ComputeDevice::Cpu, Dtype::Float32)?;
-        let found = run(self.device, self.shape.dtype)?;
+        let expected = run(self.load_wide(&ComputeDevice::Cpu, Dtype::Float32)?)?;
+        let found = run(self.load(self.device, self.shape.dtype, false)?)?;
         let pairs = found.iter().zip(&expected);
         let apart = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
         let allowed = match self.shape.dtype {
@@ -343,6 +423,15 @@ impl Checked<'_> {
         };
         let expected = run(false, 0)?;
         let same = run(false, 2)? == expected && run(true, 0)? == expected;
+        Ok(verdict(same, String::new()))
+    }
+
+    /// Compares a base of 4 bits with the same weights that were widened when they were loaded.
+    fn widened(&self) -> Result<Verdict, BenchError> {
+        let dtype = self.shape.dtype;
+        let run = |trainer| sums(&mut self.begun(dtype, trainer)?, &self.blocks());
+        let found = run(self.load(self.device, dtype, false)?)?;
+        let same = found == run(self.load_wide(self.device, dtype)?)?;
         Ok(verdict(same, String::new()))
     }
 
@@ -428,6 +517,16 @@ impl Checked<'_> {
         let same = first.weights_digest()? == digest && second.weights_digest()? == digest;
         Ok(verdict(same, short(&digest)))
     }
+}
+
+fn load(folder: &Path, job: JobSpec, device: &ComputeDevice) -> Result<Trainer, BenchError> {
+    Ok(Trainer::load(TrainerOptions {
+        job: Arc::new(job),
+        model_dir: folder.to_owned(),
+        adapter_dir: None,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        device: device.clone(),
+    })?)
 }
 
 fn short(digest: &str) -> String {

@@ -8,6 +8,7 @@ use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::layers::experts::Experts;
 use crate::engine::cuda::layers::shared_expert::SharedExpert;
 use crate::engine::cuda::ops::expert_linear::{ExpertBiases, ExpertLinear, ExpertSizes, Stored};
+use crate::engine::cuda::ops::frozen::Frozen;
 use crate::engine::cuda::ops::projection::{Linear, Projection, Staged};
 use crate::engine::cuda::ops::rms_norm::RmsNorm;
 use crate::engine::model::layers::expert::Gating;
@@ -82,7 +83,7 @@ impl Parts<'_> {
         let mut staged = Staged::<E>::new(vec![linear], self.config.hidden_size);
         if is_frozen {
             let shape = [count, self.config.hidden_size];
-            let weight = self.source.widened(&weight, &shape, self.dtype, None)?;
+            let weight = self.source.tensor(&weight, &shape, self.dtype)?;
             staged.set(0, weight.read().elements());
         }
         let bias = match experts.fused {
@@ -108,13 +109,17 @@ impl Parts<'_> {
                 stored: Stored::OutByIn,
                 parts: names.len() / count,
             };
+            let (how, shape) = (self.quantization_of_experts(), [out / sizes.parts, input]);
+            if names.iter().any(|name| self.has_four_bits(name, how)) {
+                let matrices = names.iter().map(|name| self.frozen(name, &shape, how));
+                let matrices = matrices.collect::<Result<_, _>>()?;
+                return Ok(ExpertLinear::frozen(sizes, matrices, None, &self.scratch));
+            }
             let ranges: Vec<_> = names.iter().map(|name| self.range(name)).collect();
             let mut linear = ExpertLinear::<E>::new(self.gpu, sizes, ranges, None)?;
-            let shape = [out / sizes.parts, input];
             for (number, name) in names.iter().enumerate() {
                 if self.range(name).is_none() {
-                    let how = self.quantization_of_experts();
-                    let weight = self.source.widened(name, &shape, self.dtype, how)?;
+                    let weight = self.source.tensor(name, &shape, self.dtype)?;
                     linear.set(self.gpu, number, weight.read().elements())?;
                 }
             }
@@ -158,22 +163,30 @@ impl Parts<'_> {
                 values: self.gpu.upload(&self.values(&biases, &[count, out])?)?,
                 range: self.range(&biases),
             };
+            let shape = [count, input, out];
+            let how = self.quantization_of_experts();
+            let weight = |index| {
+                let (name, shape) = (&name[..], &shape[..]);
+                let part = TensorPart { name, shape, index };
+                self.source.part(part, self.dtype, how)
+            };
+            if range.is_none() && self.source.quantises_parts(how) {
+                let matrices = (0..count).map(|index| {
+                    let matrix = Frozen::upload(self.gpu, &weight(index)?)?;
+                    Ok::<_, EngineError>(matrix)
+                });
+                let matrices = matrices.collect::<Result<_, _>>()?;
+                let biases = Some(biases);
+                return Ok(ExpertLinear::frozen(sizes, matrices, biases, &self.scratch));
+            }
             let mut linear = ExpertLinear::<E>::new(
                 self.gpu,
                 sizes,
                 (0..count).map(own).collect(),
                 Some(biases),
             )?;
-            let shape = [count, input, out];
             for index in (0..count).filter(|_| range.is_none()) {
-                let part = TensorPart {
-                    name: &name,
-                    shape: &shape,
-                    index,
-                };
-                let how = self.quantization_of_experts();
-                let weight = self.source.widened_part(part, self.dtype, how)?;
-                linear.set(self.gpu, index, weight.read().elements())?;
+                linear.set(self.gpu, index, weight(index)?.read().elements())?;
             }
             Ok::<_, EngineError>(linear)
         };

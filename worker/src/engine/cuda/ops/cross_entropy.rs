@@ -7,10 +7,11 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::elementwise::{Rows, gather_rows, scatter_rows};
 use super::rms_norm::RmsNorm;
+use super::token_matrix::TokenMatrix;
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target as Product};
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
-use crate::engine::cuda::params::{GradientSink, TokenMatrix};
+use crate::engine::cuda::params::GradientSink;
 use crate::engine::ops::cross_entropy::{LogitRule, LossSum, Target};
 use crate::launch;
 
@@ -151,11 +152,9 @@ impl<E: GpuElement> LossHead<'_, E> {
         self.norm
             .forward(gpu, &chunk.x.slice(..count * width), normed)?;
         let mut logits = gpu.take::<f32>(count * vocabulary)?;
-        gpu.blas().product(
-            Product::new(&mut logits.as_view_mut(), vocabulary).scaled(self.logits.scale),
-            Matrix::new(&chunk.normed.as_view(), count, width),
-            Matrix::new(&self.head.values.as_view(), vocabulary, width).transposed(),
-        )?;
+        let read = (&chunk.normed.as_view(), count);
+        let out = &mut logits.as_view_mut();
+        self.head.logits(gpu, read, out, self.logits.scale)?;
         let ids = gpu.upload(&ids)?;
         let (mut losses, mut correct) = (gpu.take::<f32>(count)?, gpu.take::<u32>(count)?);
         let name = format!("cross_entropy_{}", E::SUFFIX);
@@ -215,11 +214,8 @@ impl<E: GpuElement> LossHead<'_, E> {
         } = *self.head;
         let (d_logits, normed) = (chunk.d_logits.as_view(), chunk.normed.as_view());
         let mut d_normed = gpu.take::<f32>(rows * width)?;
-        gpu.blas().product(
-            Product::new(&mut d_normed.as_view_mut(), width),
-            Matrix::new(&d_logits, rows, vocabulary),
-            Matrix::new(&self.head.values.as_view(), vocabulary, width),
-        )?;
+        let out = &mut d_normed.as_view_mut();
+        self.head.backward_input(gpu, (&d_logits, rows), out)?;
         if let Some(range) = self.head.range {
             let tile = (sink.largest() / width).max(1);
             for first in (0..vocabulary).step_by(tile) {

@@ -2,11 +2,11 @@
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::elementwise::gather_rows;
+use super::token_matrix::TokenMatrix;
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{Gpu, Grid};
-use crate::engine::cuda::params::{GradientSink, TokenMatrix};
+use crate::engine::cuda::params::GradientSink;
 use crate::launch;
 
 const THREADS: u32 = 256;
@@ -20,8 +20,7 @@ pub fn forward<E: GpuElement>(
     rows: &mut CudaViewMut<f32>,
     scale: f32,
 ) -> Result<(), GpuError> {
-    let values = weight.values.as_view();
-    gather_rows(gpu, &values, ids, (rows, weight.width), scale)
+    weight.gather(gpu, ids, rows, scale)
 }
 
 /// Adds each token's gradient row times `scale` to its id's row, in token order, where the weight is trainable.

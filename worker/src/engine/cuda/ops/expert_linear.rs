@@ -1,10 +1,13 @@
 //! A layer of all experts on the GPU: what [`crate::engine::model::layers::expert::ExpertLinear`] of each is on the processor. A product
 //! for each expert, over its rows alone.
 
+use std::sync::Arc;
+
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::elementwise::{Rows, column_sums, round_rows};
 use super::expert_rows::add_biases;
+use super::frozen::{Frozen, Scratch};
 use super::routing::{Group, Routes};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target};
@@ -56,11 +59,20 @@ pub struct ExpertBiases {
 /// A layer of all experts.
 pub struct ExpertLinear<E> {
     sizes: ExpertSizes,
-    /// One expert after the other.
-    weights: DeviceBuffer<E>,
+    weights: Weights<E>,
     /// Ranges of the experts' matrices among the trainable scalars, of each expert its parts; None where one is frozen.
     ranges: Vec<Option<FlatRange>>,
     biases: Option<ExpertBiases>,
+}
+
+enum Weights<E> {
+    /// As products read them, one expert after the other.
+    Whole(DeviceBuffer<E>),
+    /// Frozen matrices, some of them in 4 bits, of each expert its parts.
+    Apart {
+        matrices: Vec<Frozen<E>>,
+        scratch: Arc<Scratch>,
+    },
 }
 
 impl<E: GpuElement> ExpertLinear<E> {
@@ -77,22 +89,46 @@ impl<E: GpuElement> ExpertLinear<E> {
             "experts' matrices"
         );
         Ok(Self {
-            weights: gpu.take(sizes.experts * sizes.scalars())?,
+            weights: Weights::Whole(gpu.take(sizes.experts * sizes.scalars())?),
             sizes,
             ranges,
             biases,
         })
     }
 
-    /// Sets the matrix of this number, of which an expert has `parts`.
+    /// A layer of frozen matrices, some of which are in 4 bits; an expert has `parts` of them.
+    pub fn frozen(
+        sizes: ExpertSizes,
+        matrices: Vec<Frozen<E>>,
+        biases: Option<ExpertBiases>,
+        scratch: &Arc<Scratch>,
+    ) -> Self {
+        let count = sizes.experts * sizes.parts;
+        assert_eq!(matrices.len(), count, "experts' matrices");
+        scratch.reserve::<E>(sizes.scalars());
+        Self {
+            weights: Weights::Apart {
+                matrices,
+                scratch: scratch.clone(),
+            },
+            sizes,
+            ranges: vec![None; count],
+            biases,
+        }
+    }
+
+    /// Sets the matrix of this number, of which an expert has `parts`, where they are not given [`frozen`](Self::frozen).
     pub fn set(&mut self, gpu: &Gpu, number: usize, values: &[E]) -> Result<(), GpuError> {
         let [rows, columns] = self.sizes.part();
         let scalars = rows * columns;
         assert_eq!(values.len(), scalars, "a matrix of an expert");
-        let to = &mut self
-            .weights
-            .slice_mut(number * scalars..(number + 1) * scalars);
-        gpu.write(values, to)
+        match &mut self.weights {
+            Weights::Whole(weights) => {
+                let to = &mut weights.slice_mut(number * scalars..(number + 1) * scalars);
+                gpu.write(values, to)
+            }
+            Weights::Apart { .. } => unreachable!("matrices that were given frozen"),
+        }
     }
 
     pub fn out(&self) -> usize {
@@ -121,11 +157,11 @@ impl<E: GpuElement> ExpertLinear<E> {
     pub fn refresh(&mut self, gpu: &Gpu, flat: &DeviceBuffer<f32>) -> Result<(), GpuError> {
         let [rows, columns] = self.sizes.part();
         for (number, range) in self.ranges.iter().enumerate() {
-            let Some(range) = range else { continue };
+            let (Some(range), Weights::Whole(weights)) = (range, &mut self.weights) else {
+                continue;
+            };
             let rows = Rows::new(rows, columns);
-            let to = &mut self
-                .weights
-                .slice_mut(number * rows.len()..(number + 1) * rows.len());
+            let to = &mut weights.slice_mut(number * rows.len()..(number + 1) * rows.len());
             round_rows(gpu, (&range.of(flat), rows), (to, rows), 1.0)?;
         }
         if let Some(ExpertBiases {
@@ -148,14 +184,16 @@ impl<E: GpuElement> ExpertLinear<E> {
     ) -> Result<(), GpuError> {
         let ExpertSizes { input, out, .. } = self.sizes;
         for group in occupied(routes) {
-            let (x, weight) = (part_of(x, group, input), self.weight(group.expert));
-            let weight = match self.sizes.stored {
-                Stored::OutByIn => Matrix::new(&weight, out, input).transposed(),
-                Stored::InByOut => Matrix::new(&weight, input, out),
-            };
+            let x = part_of(x, group, input);
             let y = &mut y.slice_mut(group.first * out..(group.first + group.rows) * out);
-            let x = Matrix::new(&x, group.rows, input);
-            gpu.blas().product(Target::new(y, out), x, weight)?;
+            self.read(gpu, group.expert, |weight| {
+                let weight = match self.sizes.stored {
+                    Stored::OutByIn => Matrix::new(weight, out, input).transposed(),
+                    Stored::InByOut => Matrix::new(weight, input, out),
+                };
+                let x = Matrix::new(&x, group.rows, input);
+                gpu.blas().product(Target::new(y, out), x, weight)
+            })?;
         }
         match self.biases() {
             Some(biases) => add_biases(gpu, y, &biases, &routes.experts()),
@@ -173,14 +211,16 @@ impl<E: GpuElement> ExpertLinear<E> {
     ) -> Result<(), GpuError> {
         let ExpertSizes { input, out, .. } = self.sizes;
         for group in occupied(routes) {
-            let (dy, weight) = (part_of(dy, group, out), self.weight(group.expert));
-            let weight = match self.sizes.stored {
-                Stored::OutByIn => Matrix::new(&weight, out, input),
-                Stored::InByOut => Matrix::new(&weight, input, out).transposed(),
-            };
+            let dy = part_of(dy, group, out);
             let dx = &mut dx.slice_mut(group.first * input..(group.first + group.rows) * input);
-            let dy = Matrix::new(&dy, group.rows, out);
-            gpu.blas().product(Target::new(dx, input), dy, weight)?;
+            self.read(gpu, group.expert, |weight| {
+                let weight = match self.sizes.stored {
+                    Stored::OutByIn => Matrix::new(weight, out, input),
+                    Stored::InByOut => Matrix::new(weight, input, out).transposed(),
+                };
+                let dy = Matrix::new(&dy, group.rows, out);
+                gpu.blas().product(Target::new(dx, input), dy, weight)
+            })?;
         }
         Ok(())
     }
@@ -250,9 +290,31 @@ impl<E: GpuElement> ExpertLinear<E> {
         Ok(())
     }
 
-    fn weight(&self, expert: usize) -> CudaView<'_, E> {
+    /// Hands `work` the weight of an expert as products read it.
+    fn read(
+        &self,
+        gpu: &Gpu,
+        expert: usize,
+        work: impl FnOnce(&CudaView<E>) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
         let scalars = self.sizes.scalars();
-        self.weights.slice(expert * scalars..(expert + 1) * scalars)
+        match &self.weights {
+            Weights::Whole(weights) => {
+                work(&weights.slice(expert * scalars..(expert + 1) * scalars))
+            }
+            Weights::Apart { matrices, scratch } => {
+                let ExpertSizes { parts, .. } = self.sizes;
+                let own = &matrices[expert * parts..(expert + 1) * parts];
+                let [rows, columns] = self.sizes.part();
+                let write = |to: &mut CudaViewMut<E>| {
+                    own.iter().enumerate().try_for_each(|(part, matrix)| {
+                        let to = &mut to.slice_mut(part * rows * columns..);
+                        matrix.write(gpu, [rows, columns], (to, columns))
+                    })
+                };
+                scratch.with(gpu, scalars, write, work)
+            }
+        }
     }
 }
 

@@ -10,18 +10,24 @@
 //!
 //! Inputs lie in rows of `in + rank`, with `u = x Aᵀ` behind `x`, and output gradients in rows of `out + rank`, with
 //! `du = dy S` behind `dy`. So `y = [x u] [W S]ᵀ` and `dx = [dy du] [W; A]` are one product each, summed in float32 and
-//! rounded once.
+//! rounded once. Weights of 4 bits are put there right before a product ([`super::projection_matrix`]).
+
+mod gradients;
+
+use std::sync::Arc;
 
 use common::memory::gpu::RANK_MULTIPLE;
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::dropout::Mask;
-use super::elementwise::{Rows, add_in_place, add_to_rows, column_sums, round_rows};
+use super::elementwise::{Rows, add_in_place, add_to_rows, round_rows};
+use super::frozen::{Frozen, Scratch};
 use super::lora_linear::Lora;
+use super::projection_matrix::{Part, Parts, ProjectionMatrix, Sizes};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target};
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu};
-use crate::engine::cuda::params::{FlatRange, GradientSink};
+use crate::engine::cuda::params::FlatRange;
 use crate::engine::ops::lora_linear::MaskKey;
 
 /// A linear layer among those of a projection. A weight or bias without a range is frozen or absent.
@@ -49,9 +55,26 @@ impl Placed {
     }
 }
 
+/// Places the layers of one input, one behind the other.
+fn place(linears: Vec<Linear>, width: usize) -> (Vec<Placed>, Sizes) {
+    let (mut out, mut rank) = (0, 0);
+    let mut placed = Vec::new();
+    for linear in linears {
+        let (column, first) = (out, rank);
+        out += linear.out;
+        placed.push(Placed {
+            linear,
+            column,
+            first,
+        });
+        rank += placed.last().map_or(0, Placed::rank);
+    }
+    (placed, Sizes { out, width, rank })
+}
+
 /// Linear layers of one input, with their adapters, on the GPU.
 pub struct Projection<E> {
-    matrix: DeviceBuffer<E>,
+    matrix: ProjectionMatrix<E>,
     placed: Vec<Placed>,
     width: usize,
     out: usize,
@@ -73,37 +96,22 @@ pub struct Context<'a> {
 pub struct Staged<E> {
     matrix: Vec<E>,
     placed: Vec<Placed>,
-    width: usize,
-    out: usize,
-    rank: usize,
+    sizes: Sizes,
 }
 
 impl<E: GpuElement> Staged<E> {
     pub fn new(linears: Vec<Linear>, width: usize) -> Self {
-        let (mut out, mut rank) = (0, 0);
-        let mut placed = Vec::new();
-        for linear in linears {
-            let (column, first) = (out, rank);
-            out += linear.out;
-            placed.push(Placed {
-                linear,
-                column,
-                first,
-            });
-            rank += placed.last().map_or(0, Placed::rank);
-        }
+        let (placed, sizes) = place(linears, width);
         Self {
-            matrix: vec![E::default(); (out + rank) * (width + rank)],
+            matrix: vec![E::default(); (sizes.out + sizes.rank) * sizes.stride()],
             placed,
-            width,
-            out,
-            rank,
+            sizes,
         }
     }
 
     /// Sets the weights of one layer, `[out][width]`.
     pub fn set(&mut self, index: usize, weights: &[E]) {
-        let (width, stride) = (self.width, self.width + self.rank);
+        let (width, stride) = (self.sizes.width, self.sizes.stride());
         let placed = &self.placed[index];
         assert_eq!(
             weights.len(),
@@ -118,22 +126,53 @@ impl<E: GpuElement> Staged<E> {
 
     /// Uploads the projection to the GPU. `bias` has the biases of all layers.
     pub fn upload(self, gpu: &Gpu, bias: Option<&[f32]>) -> Result<Projection<E>, GpuError> {
-        assert!(
-            bias.is_none_or(|bias| bias.len() == self.out),
-            "biases of a projection"
-        );
-        Ok(Projection {
-            matrix: gpu.upload(&self.matrix)?,
-            placed: self.placed,
-            width: self.width,
-            out: self.out,
-            rank: self.rank,
-            bias: bias.map(|bias| gpu.upload(bias)).transpose()?,
-        })
+        let matrix = ProjectionMatrix::Whole(gpu.upload(&self.matrix)?);
+        Projection::put_together(gpu, matrix, (self.placed, self.sizes), bias)
     }
 }
 
 impl<E: GpuElement> Projection<E> {
+    /// A projection of frozen weights, some of which are in 4 bits. `bias` has the biases of all layers.
+    pub fn frozen(
+        gpu: &Gpu,
+        (linears, width): (Vec<Linear>, usize),
+        weights: Vec<Frozen<E>>,
+        bias: Option<&[f32]>,
+        scratch: &Arc<Scratch>,
+    ) -> Result<Self, GpuError> {
+        let rows: Vec<usize> = linears.iter().map(|linear| linear.out).collect();
+        assert!(
+            weights.len() == rows.len() && linears.iter().all(|linear| linear.weight.is_none()),
+            "a frozen weight for each layer"
+        );
+        let (placed, sizes) = place(linears, width);
+        let weights = weights.into_iter().zip(rows).collect();
+        let parts = Parts::new(gpu, sizes, weights, scratch)?;
+        let matrix = ProjectionMatrix::Parts(parts);
+        Self::put_together(gpu, matrix, (placed, sizes), bias)
+    }
+
+    fn put_together(
+        gpu: &Gpu,
+        matrix: ProjectionMatrix<E>,
+        (placed, sizes): (Vec<Placed>, Sizes),
+        bias: Option<&[f32]>,
+    ) -> Result<Self, GpuError> {
+        let Sizes { out, width, rank } = sizes;
+        assert!(
+            bias.is_none_or(|bias| bias.len() == out),
+            "biases of a projection"
+        );
+        Ok(Self {
+            matrix,
+            placed,
+            width,
+            out,
+            rank,
+            bias: bias.map(|bias| gpu.upload(bias)).transpose()?,
+        })
+    }
+
     /// Width of all outputs together.
     pub fn out(&self) -> usize {
         self.out
@@ -161,34 +200,27 @@ impl<E: GpuElement> Projection<E> {
 
     /// Takes over the trainable weights after an update.
     pub fn refresh(&mut self, gpu: &Gpu, flat: &DeviceBuffer<f32>) -> Result<(), GpuError> {
-        let (width, stride, out) = (self.width, self.stride(), self.out);
+        let (width, sizes) = (self.width, self.sizes());
         for placed in &self.placed {
             let linear = &placed.linear;
-            let mut write = |range: FlatRange, first: usize, from: Rows, scale: f32| {
-                let to = &mut self.matrix.slice_mut(first..);
+            let write = |range: FlatRange, from: Rows, to: (CudaViewMut<E>, usize), scale: f32| {
+                let (mut to, stride) = to;
                 let rows = Rows::strided(from.rows, from.columns, stride);
-                round_rows(gpu, (&range.of(flat), from), (to, rows), scale)
+                round_rows(gpu, (&range.of(flat), from), (&mut to, rows), scale)
             };
-            if let Some(range) = linear.weight {
-                write(
-                    range,
-                    placed.column * stride,
-                    Rows::new(linear.out, width),
-                    1.0,
-                )?;
+            if let Some(range) = linear.weight
+                && let Some(to) = self.matrix.weights_mut(sizes, placed.column)
+            {
+                write(range, Rows::new(linear.out, width), to, 1.0)?;
             }
             if let Some(Lora {
                 a, b, rank, scale, ..
             }) = linear.lora
             {
-                write(
-                    a,
-                    (out + placed.first) * stride,
-                    Rows::new(rank, width),
-                    1.0,
-                )?;
-                let first = placed.column * stride + width + placed.first;
-                write(b, first, Rows::new(linear.out, rank), scale)?;
+                let to = self.matrix.a_mut(sizes, placed.first);
+                write(a, Rows::new(rank, width), to, 1.0)?;
+                let to = self.matrix.s_mut(sizes, (placed.column, placed.first));
+                write(b, Rows::new(linear.out, rank), to, scale)?;
             }
             if let (Some(range), Some(bias)) = (linear.bias, &mut self.bias) {
                 let to = &mut bias.slice_mut(placed.column..placed.column + linear.out);
@@ -201,23 +233,29 @@ impl<E: GpuElement> Projection<E> {
     /// Computes the low-rank activations `u` and writes them behind each row of `x`.
     pub fn reduce(&self, x: &mut CudaViewMut<E>, context: Context) -> Result<(), GpuError> {
         let Context { gpu, tokens, .. } = context;
-        let Some(key) = self.drops(context) else {
-            let a = self.matrix.slice(self.out * self.stride()..);
-            let a = Matrix::strided(&a, self.rank, self.width, self.stride());
-            let x = (x, self.width, self.stride());
-            return gpu.blas().product_behind(tokens, x, a.transposed());
-        };
-        for (placed, lora) in self.adapted() {
-            let dropped = self.dropped(&x.as_view(), &lora, key, context)?;
-            let a = self.factor_a(placed);
-            let a = Matrix::strided(&a, placed.rank(), self.width, self.stride());
-            let u = &mut x.slice_mut(self.width + placed.first..);
-            let dropped = dropped.slice(..tokens * self.width);
-            let dropped = Matrix::new(&dropped, tokens, self.width);
-            gpu.blas()
-                .product(Target::new(u, self.stride()), dropped, a.transposed())?;
+        let (width, stride) = (self.width, self.stride());
+        if self.rank == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.read(Part::A, gpu, |matrix| {
+            let Some(key) = self.drops(context) else {
+                let a = matrix.slice(self.out * stride..);
+                let a = Matrix::strided(&a, self.rank, width, stride);
+                let x = (x, width, stride);
+                return gpu.blas().product_behind(tokens, x, a.transposed());
+            };
+            for (placed, lora) in self.adapted() {
+                let dropped = self.dropped(&x.as_view(), &lora, key, context)?;
+                let a = self.factor_a(matrix, placed);
+                let a = Matrix::strided(&a, placed.rank(), width, stride);
+                let u = &mut x.slice_mut(width + placed.first..);
+                let dropped = dropped.slice(..tokens * width);
+                let dropped = Matrix::new(&dropped, tokens, width);
+                gpu.blas()
+                    .product(Target::new(u, stride), dropped, a.transposed())?;
+            }
+            Ok(())
+        })
     }
 
     /// `y = layer(x)`, `[tokens][out]`, from inputs with `u` behind each row.
@@ -250,10 +288,14 @@ impl<E: GpuElement> Projection<E> {
         y: Target<O>,
         context: Context,
     ) -> Result<(), GpuError> {
-        let w = self.matrix.slice(..self.out * self.stride());
-        let x = Matrix::new(x, context.tokens, self.stride());
-        let w = Matrix::new(&w, self.out, self.stride());
-        context.gpu.blas().product(y, x, w.transposed())
+        let Context { gpu, tokens, .. } = context;
+        let stride = self.stride();
+        self.read(Part::Rows, gpu, |matrix| {
+            let w = matrix.slice(..self.out * stride);
+            let x = Matrix::new(x, tokens, stride);
+            let w = Matrix::new(&w, self.out, stride);
+            gpu.blas().product(y, x, w.transposed())
+        })
     }
 
     fn add_bias<O: GpuElement>(
@@ -282,10 +324,13 @@ impl<E: GpuElement> Projection<E> {
         if self.rank == 0 {
             return Ok(());
         }
-        let s = self.matrix.slice(self.width..);
-        let s = Matrix::strided(&s, self.out, self.rank, self.stride());
-        let dy = (dy, self.out, self.out + self.rank);
-        context.gpu.blas().product_behind(context.tokens, dy, s)
+        let Context { gpu, tokens, .. } = context;
+        self.read(Part::S, gpu, |matrix| {
+            let s = matrix.slice(self.width..);
+            let s = Matrix::strided(&s, self.out, self.rank, self.stride());
+            let dy = (dy, self.out, self.out + self.rank);
+            gpu.blas().product_behind(tokens, dy, s)
+        })
     }
 
     /// Computes the gradient of the input, `[tokens][in]`, from those of the output with `du` behind each row.
@@ -295,13 +340,25 @@ impl<E: GpuElement> Projection<E> {
         dx: &mut CudaViewMut<O>,
         context: Context,
     ) -> Result<(), GpuError> {
+        self.read(Part::Columns, context.gpu, |matrix| {
+            self.backward_through(matrix, dy, dx, context)
+        })
+    }
+
+    /// [`backward_input`](Self::backward_input) through the weights and `A` of a matrix.
+    fn backward_through<O: GpuElement>(
+        &self,
+        matrix: &CudaView<E>,
+        dy: &CudaView<E>,
+        dx: &mut CudaViewMut<O>,
+        context: Context,
+    ) -> Result<(), GpuError> {
         let Context { gpu, tokens, .. } = context;
         let stride = self.out + self.rank;
         let key = self.drops(context);
         // What goes through a mask is added below.
         let rows = if key.is_some() { self.out } else { stride };
-        let matrix = self.matrix.slice(..);
-        let w = Matrix::strided(&matrix, rows, self.width, self.stride());
+        let w = Matrix::strided(matrix, rows, self.width, self.stride());
         let factor = Matrix::strided(dy, tokens, rows, stride);
         gpu.blas().product(Target::new(dx, self.width), factor, w)?;
         let Some(key) = key else {
@@ -311,7 +368,8 @@ impl<E: GpuElement> Projection<E> {
         let mut through = gpu.take::<O>(tokens * self.width)?;
         let mut dropped = gpu.take::<O>(tokens * self.width)?;
         for (placed, lora) in self.adapted() {
-            let (a, du) = (self.factor_a(placed), dy.slice(self.out + placed.first..));
+            let a = self.factor_a(matrix, placed);
+            let du = dy.slice(self.out + placed.first..);
             gpu.blas().product(
                 Target::new(&mut through.as_view_mut(), self.width),
                 Matrix::strided(&du, tokens, placed.rank(), stride),
@@ -322,95 +380,6 @@ impl<E: GpuElement> Projection<E> {
             add_in_place(gpu, dx, &dropped.slice(..tokens * self.width))?;
         }
         Ok(())
-    }
-
-    /// Hands over the gradients of what is trainable, from inputs with `u` and output gradients with `du` behind each row.
-    pub fn backward_weights(
-        &self,
-        x: &CudaView<E>,
-        dy: &CudaView<E>,
-        context: Context,
-        sink: &mut dyn GradientSink,
-    ) -> Result<(), GpuError> {
-        for placed in &self.placed {
-            let linear = &placed.linear;
-            if let Some(range) = linear.weight {
-                self.backward_weight((placed, range), (x, dy), context, sink)?;
-            }
-            if let Some(range) = linear.bias {
-                let dy = dy.slice(placed.column..);
-                let rows = Rows::strided(context.tokens, linear.out, self.out + self.rank);
-                sink.add(context.gpu, range, &mut |gradient| {
-                    column_sums(context.gpu, (&dy, rows), gradient)
-                })?;
-            }
-            if let Some(lora) = linear.lora {
-                self.backward_lora((placed, lora), (x, dy), context, sink)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Hands over the gradient of a layer's weight, in parts as large as the sink takes.
-    fn backward_weight(
-        &self,
-        (placed, range): (&Placed, FlatRange),
-        (x, dy): (&CudaView<E>, &CudaView<E>),
-        context: Context,
-        sink: &mut dyn GradientSink,
-    ) -> Result<(), GpuError> {
-        let Context { gpu, tokens, .. } = context;
-        let tile = (sink.largest() / self.width).max(1);
-        for first in (0..placed.linear.out).step_by(tile) {
-            let rows = tile.min(placed.linear.out - first);
-            let part = range.part(first * self.width, rows * self.width);
-            let dy = dy.slice(placed.column + first..);
-            sink.add(gpu, part, &mut |gradient| {
-                let dy = Matrix::strided(&dy, tokens, rows, self.out + self.rank).transposed();
-                let x = Matrix::strided(x, tokens, self.width, self.stride());
-                gpu.blas().product(Target::new(gradient, self.width), dy, x)
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Hands over the gradients of both of an adapter's factors.
-    fn backward_lora(
-        &self,
-        (placed, lora): (&Placed, Lora),
-        (x, dy): (&CudaView<E>, &CudaView<E>),
-        context: Context,
-        sink: &mut dyn GradientSink,
-    ) -> Result<(), GpuError> {
-        let Context { gpu, tokens, .. } = context;
-        let (stride, dy_stride) = (self.stride(), self.out + self.rank);
-        let Lora { rank, scale, .. } = lora;
-        let du = dy.slice(self.out + placed.first..);
-        let dropped = match self.drops(context) {
-            Some(key) => Some(self.dropped(x, &lora, key, context)?),
-            None => None,
-        };
-        let dropped = dropped
-            .as_ref()
-            .map(|dropped| dropped.slice(..tokens * self.width));
-        sink.add(gpu, lora.a, &mut |gradient| {
-            let du = Matrix::strided(&du, tokens, rank, dy_stride).transposed();
-            let x = match &dropped {
-                Some(dropped) => Matrix::new(dropped, tokens, self.width),
-                None => Matrix::strided(x, tokens, self.width, stride),
-            };
-            gpu.blas().product(Target::new(gradient, self.width), du, x)
-        })?;
-        let (dy, u) = (
-            dy.slice(placed.column..),
-            x.slice(self.width + placed.first..),
-        );
-        sink.add(gpu, lora.b, &mut |gradient| {
-            let dy = Matrix::strided(&dy, tokens, placed.linear.out, dy_stride).transposed();
-            let u = Matrix::strided(&u, tokens, rank, stride);
-            let target = Target::new(gradient, rank).scaled(scale);
-            gpu.blas().product(target, dy, u)
-        })
     }
 
     /// The mask's key, where some adapter drops inputs.
@@ -438,12 +407,29 @@ impl<E: GpuElement> Projection<E> {
         placed.filter_map(|placed| Some((placed, placed.linear.lora?)))
     }
 
-    fn factor_a(&self, placed: &Placed) -> CudaView<'_, E> {
-        self.matrix
-            .slice((self.out + placed.first) * self.stride()..)
+    fn factor_a<'a>(&self, matrix: &'a CudaView<E>, placed: &Placed) -> CudaView<'a, E> {
+        matrix.slice((self.out + placed.first) * self.stride()..)
+    }
+
+    /// Hands `work` the matrix, of which this part is there.
+    fn read(
+        &self,
+        part: Part,
+        gpu: &Gpu,
+        work: impl FnOnce(&CudaView<E>) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
+        self.matrix.read(gpu, (self.sizes(), part), work)
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            out: self.out,
+            width: self.width,
+            rank: self.rank,
+        }
     }
 
     fn stride(&self) -> usize {
-        self.width + self.rank
+        self.sizes().stride()
     }
 }

@@ -13,8 +13,8 @@ use common::job::{
 };
 use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors};
 
-use super::four_bits::widened_copy;
 use super::{FAMILIES, blocks, check_resumed, model};
+use crate::engine::testing::widened::widened_copy;
 use crate::engine::testing::{self, config, job, load, lora, step};
 
 fn adapter(dropout: f64, change: impl FnOnce(&mut LoraSpec)) -> Method {
@@ -457,7 +457,7 @@ fn magnitudes_on_4_bits_are_trained_to_the_bits_of_those_on_what_they_leave() {
         embeddings: false,
         experts: false,
     };
-    let widened = widened_copy(dir.path(), how);
+    let widened = widened_copy(dir.path(), how, BaseDtype::Float32);
     for dropout in [0.0, 0.1] {
         let run = |dir: &std::path::Path, quantization, threads| {
             let job = JobSpec {

@@ -2,58 +2,11 @@
 
 use std::path::Path;
 
-use common::files::model::{ModelFolder, ModelTensor, Scalars, WeightFiles};
-use common::files::tensors::Dtype;
-use common::job::{BaseDtype, InitWeights, JobSpec, Quantization, TargetModules};
-use common::model::{
-    CONVOLUTION, EMBEDDING, HEAD, INPUT_EMBEDDING, ModelConfig, base_tensors, is_norm_or_bias,
-    is_of_expert, is_router,
-};
-use common::nf4::Nf4;
+use common::job::{BaseDtype, JobSpec, Quantization, TargetModules};
 
 use super::{FAMILIES, blocks, model};
+use crate::engine::testing::widened::widened_copy;
 use crate::engine::testing::{job, load, lora, slot_sums, step};
-
-/// A copy of a model folder whose linears (and embedding, with `embeddings`) hold what 4 bits leave of them.
-pub(super) fn widened_copy(from: &Path, how: Quantization) -> tempfile::TempDir {
-    let to = tempfile::tempdir().unwrap();
-    let folder = ModelFolder::open(from, InitWeights::Pretrained).unwrap();
-    let config = ModelConfig::of(&folder).unwrap();
-    let expected = base_tensors(&config);
-    let files = WeightFiles::open(&folder, &expected).unwrap();
-    let mut tensors = Vec::new();
-    for (name, shape) in &expected {
-        let mut scalars = vec![0.0; shape.iter().product()];
-        files.read_f32(name, shape, &mut scalars).unwrap();
-        let is_of_tokens = [EMBEDDING, HEAD, INPUT_EMBEDDING].contains(&name.as_str());
-        let stays = (is_of_tokens && !how.embeddings)
-            || (is_of_expert(name) && !how.experts)
-            || is_router(name)
-            || name.ends_with(CONVOLUTION);
-        if let [.., rows, columns] = shape[..]
-            && !stays
-            && !is_norm_or_bias(name, shape.len())
-        {
-            // Each expert of a fused tensor is a matrix of its own.
-            for matrix in scalars.chunks_mut(rows * columns) {
-                let quantised = Nf4::quantise(matrix, how.nested_scales).unwrap();
-                quantised.dequantise(0, matrix);
-            }
-        }
-        tensors.push((name.clone(), shape.clone(), scalars));
-    }
-    let listed: Vec<ModelTensor> = tensors
-        .iter()
-        .map(|(name, shape, scalars)| ModelTensor {
-            name,
-            shape,
-            scalars: Scalars::Here(scalars),
-        })
-        .collect();
-    let json = folder.config_json();
-    common::files::model::write_model(to.path(), json, &listed, Dtype::F32, 1 << 30).unwrap();
-    to
-}
 
 #[test]
 fn an_adapter_on_4_bits_is_trained_to_the_bits_of_one_on_what_they_leave() {
@@ -65,7 +18,7 @@ fn an_adapter_on_4_bits_is_trained_to_the_bits_of_one_on_what_they_leave() {
                 embeddings: how.1,
                 experts: how.1,
             };
-            let widened = widened_copy(dir.path(), how);
+            let widened = widened_copy(dir.path(), how, BaseDtype::Float32);
             let run = |dir: &Path, quantization, threads| {
                 let job = JobSpec {
                     quantization,
