@@ -268,7 +268,7 @@ fn a_base_of_4_bits_takes_as_much_less_as_its_weights_do() {
     let widened = 2.0 * (2.0 * inner + 16.0) * (hidden + 16.0);
     let told = format!("{narrow} bytes instead of {wide}, {expected} expected");
     assert!(wide - narrow > (1.0 - 0.27) * linears - widened, "{told}");
-    assert!(narrow < 0.55 * wide, "{told}");
+    assert!(narrow < 0.65 * wide, "{told}");
 }
 
 /// Two ranks on the one GPU, as only the stand-in for NCCL lets them.

@@ -6,7 +6,7 @@ mod weights;
 use super::layer::{Layer, Place};
 use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
 use crate::job::{BaseDtype, Reduction};
-pub use weights::{WIDENED_TILE, widened_tile};
+pub use weights::{RANK_MULTIPLE, WIDENED_TILE, widened_tile};
 
 /// Scalars of a gradient that are computed at a time in full training, which keeps no whole gradient.
 pub const SUMS_TILE: usize = 32 << 20;
@@ -18,8 +18,6 @@ pub const MIN_CHUNK_ROWS: usize = 128;
 pub const MEAN_TILE: usize = 32 << 20;
 /// Scalars that are summed over NCCL at a time: 64 MiB of exact sums.
 pub const EXCHANGE_BUCKET: usize = 8 << 20;
-/// LoRA ranks are padded to a multiple of this, so that rows stay aligned for the tensor cores.
-pub const RANK_MULTIPLE: usize = 8;
 /// Workspace of the matrix products (cuBLAS), as NVIDIA advises it for Hopper.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 

@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 
-use super::RANK_MULTIPLE;
 use crate::job::Quantization;
 use crate::memory::{F32, LINEARS, PROJECTIONS, Shape, Trained, Work};
 use crate::nf4;
 
+/// LoRA ranks are padded to a multiple of this, so that rows stay aligned for the tensor cores.
+pub const RANK_MULTIPLE: usize = 8;
 /// Most scalars of the embedding or the output layer that are widened from 4 bits at a time.
 pub const WIDENED_TILE: usize = 32 << 20;
 /// Tiles of these begin at multiples of so many rows or columns, so that products find them aligned.

@@ -5,6 +5,7 @@
 //! not the end: the next one begins in a new process.
 
 mod helper;
+mod shapes;
 #[cfg(feature = "cuda")]
 mod speeds;
 mod training;
@@ -72,7 +73,7 @@ enum Part {
 
 /// The parts of the table, the same in every process.
 fn parts(on_gpu: bool) -> Vec<Part> {
-    let shapes = training::shapes().into_iter().enumerate();
+    let shapes = shapes::shapes().into_iter().enumerate();
     let trainings = shapes.map(|(number, shape)| Part::Training {
         number,
         checks: Check::all(&shape, on_gpu),

@@ -2,6 +2,7 @@
 
 use common::dynamic_map;
 use common::files::model::{ModelFolder, WeightFiles};
+use common::files::snapshot::Snapshot;
 use common::files::tensors::{Dtype, write};
 use common::job::InitWeights;
 use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias};
@@ -70,9 +71,21 @@ fn models() -> Vec<tempfile::TempDir> {
     ]
 }
 
-/// Sums and loss of a slot, and the weights after an update.
-fn bits(device: &ComputeDevice, dir: &Path, job: JobSpec) -> ((Vec<i64>, f64), String) {
-    let mut trainer = trained(device.clone(), dir, job);
+/// The state after a step on the processor.
+fn begun(dir: &Path, job: JobSpec) -> Snapshot {
+    let mut start = load(dir, job, 2);
+    step(&mut start, &blocks(), 1e-2);
+    start.snapshot().unwrap()
+}
+
+/// Sums and loss of a slot, and the weights after an update, from this state on.
+fn bits(
+    (device, start): (&ComputeDevice, &Snapshot),
+    dir: &Path,
+    job: JobSpec,
+) -> ((Vec<i64>, f64), String) {
+    let mut trainer = load_on(device.clone(), dir, job, 2);
+    trainer.restore(start).unwrap();
     let sums = slot_sums(&mut trainer, 5, &blocks()[..1]);
     trainer.apply_held(1e-2).unwrap();
     (sums, trainer.weights_digest().unwrap())
@@ -99,17 +112,20 @@ fn bits_are_those_of_a_base_that_was_widened_before() {
         ] {
             let widened = widened_copy(dir.path(), how, base_dtype);
             let wide = job_on(None, base_dtype, dropout);
-            let expected = bits(&gpu, widened.path(), wide.clone());
+            // In bfloat16 the processor reads an embedding of 4 bits in float32, so that a step there is another one.
+            let start = begun(widened.path(), wide.clone());
+            let gpu = (&gpu, &start);
+            let expected = bits(gpu, widened.path(), wide.clone());
             let narrow = job_on(Some(how), base_dtype, dropout);
             let what = format!("{how:?} {base_dtype:?} {json}");
-            assert!(bits(&gpu, dir.path(), narrow.clone()) == expected, "{what}");
+            assert!(bits(gpu, dir.path(), narrow.clone()) == expected, "{what}");
             let checkpointed = JobSpec {
                 gradient_checkpointing: Checkpointing::Always,
                 ..narrow
             };
-            assert!(bits(&gpu, dir.path(), checkpointed) == expected, "{what}");
+            assert!(bits(gpu, dir.path(), checkpointed) == expected, "{what}");
             // What 4 bits leave is not what there was.
-            assert!(bits(&gpu, dir.path(), wide) != expected, "{what}");
+            assert!(bits(gpu, dir.path(), wide) != expected, "{what}");
         }
     }
 }
@@ -276,11 +292,13 @@ fn folders_that_bitsandbytes_quantised_are_taken_as_they_are() {
         let widened = changed_copy(folder.path(), |_, _, _| ());
         for base_dtype in [BaseDtype::Float32, BaseDtype::Bfloat16] {
             let job = job_on(None, base_dtype, 0.1);
-            let found = bits(&gpu, folder.path(), job.clone());
+            let start = begun(widened.path(), job.clone());
+            let found = bits((&gpu, &start), folder.path(), job.clone());
             let what = format!("blocks of {block}, nested {is_nested}, {base_dtype:?}");
-            assert!(found == bits(&gpu, widened.path(), job.clone()), "{what}");
+            let wide = bits((&gpu, &start), widened.path(), job.clone());
+            assert!(found == wide, "{what}");
             if base_dtype == BaseDtype::Float32 {
-                let expected = bits(&ComputeDevice::Cpu, folder.path(), job);
+                let expected = bits((&ComputeDevice::Cpu, &start), folder.path(), job);
                 assert!(distance(&found.0.0, &expected.0.0) < 1e-5, "{what}");
                 assert!((found.0.1 / expected.0.1 - 1.0).abs() < 1e-5, "{what}");
             }
