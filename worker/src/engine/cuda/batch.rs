@@ -1,6 +1,7 @@
 //! A batch in the GPU's memory, as kernels read it: [`crate::engine::batch`] with what each token sees, through the windows that
 //! layers have.
 
+use super::chunks::Chunks;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
 use crate::engine::batch::Batch;
@@ -11,6 +12,8 @@ pub struct GpuBatch {
     pub ids: DeviceBuffer<u32>,
     /// The row of each token in the tables of rotary positions.
     pub rows: DeviceBuffer<u32>,
+    /// The chunks of segments, where layers of the model have linear attention.
+    pub chunks: Option<Chunks>,
     whole: Borders,
     windowed: Vec<(usize, Borders)>,
 }
@@ -24,12 +27,14 @@ pub struct Borders {
 }
 
 impl GpuBatch {
-    /// Uploads a batch. One of the windows that reaches over the longest segment hides nothing.
+    /// Uploads a batch, with the chunks of its segments where `is_chunked`. One of the windows that reaches over the longest segment
+    /// hides nothing.
     pub fn upload(
         gpu: &Gpu,
         batch: &Batch,
         rows: &[u32],
         windows: &[usize],
+        is_chunked: bool,
     ) -> Result<Self, GpuError> {
         let segments = segments(&batch.positions);
         let longest = batch.longest_segment();
@@ -38,6 +43,10 @@ impl GpuBatch {
             tokens: batch.ids.len(),
             ids: gpu.upload(&batch.ids)?,
             rows: gpu.upload(rows)?,
+            chunks: match is_chunked {
+                true => Some(Chunks::upload(gpu, &batch.positions)?),
+                false => None,
+            },
             windowed: narrow
                 .map(|window| {
                     Ok((
@@ -58,6 +67,11 @@ impl GpuBatch {
 }
 
 impl Borders {
+    #[cfg(test)]
+    pub fn of(gpu: &Gpu, positions: &[u32]) -> Result<Self, GpuError> {
+        Self::upload(gpu, &segments(positions))
+    }
+
     fn upload(gpu: &Gpu, [starts, ends]: &[Vec<u32>; 2]) -> Result<Self, GpuError> {
         Ok(Self {
             starts: gpu.upload(starts)?,

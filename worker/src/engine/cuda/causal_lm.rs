@@ -252,7 +252,8 @@ impl<E: GpuElement + Element> CausalLm<E> {
 
     fn upload(&self, gpu: &Gpu, batch: &Batch) -> Result<GpuBatch, GpuError> {
         let rows = self.ropes.rows(&batch.positions);
-        GpuBatch::upload(gpu, batch, &rows, &self.windows)
+        let is_chunked = self.config.linear_attention.is_some();
+        GpuBatch::upload(gpu, batch, &rows, &self.windows, is_chunked)
     }
 
     fn head(&self) -> &TokenMatrix<E> {

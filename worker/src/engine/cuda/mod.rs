@@ -8,6 +8,7 @@ mod batch;
 pub mod blas;
 mod build;
 pub mod causal_lm;
+pub mod chunks;
 pub mod engine;
 mod error;
 pub mod gpu;

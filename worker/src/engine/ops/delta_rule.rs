@@ -43,7 +43,7 @@ impl DeltaHeads {
     }
 
     /// Scalars of the state of a head, `[key_dim][value_dim]`.
-    fn state(&self) -> usize {
+    pub fn state(&self) -> usize {
         self.key_dim * self.value_dim
     }
 

@@ -25,7 +25,7 @@ struct Span {
 
 impl KeyGroups {
     /// Columns of a row.
-    fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         self.0.width() + self.0.values() + 2 * self.0.value_heads
     }
 

@@ -4,7 +4,10 @@
 //! take a stride: the scalars from one row to the next.
 
 pub mod attention;
+pub mod causal_conv;
 pub mod cross_entropy;
+pub mod delta_gates;
+pub mod delta_rule;
 mod dropout;
 pub mod elementwise;
 pub mod embedding;
@@ -13,7 +16,10 @@ pub mod expert_linear;
 pub mod expert_rows;
 pub mod four_bits;
 pub mod frozen;
+pub mod gated_norm;
+pub mod key_groups;
 pub mod lora_linear;
+pub mod output_gate;
 pub mod projection;
 pub mod projection_matrix;
 pub mod rms_norm;
