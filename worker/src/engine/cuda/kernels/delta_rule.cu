@@ -68,25 +68,32 @@ template <int SIZE> __device__ __forceinline__ void join_blocks(float *square) {
     }
 }
 
-// A block for each chunk and head of values. `kept` become sums from the beginning of the chunk on; `solutions` the inverses of the
-// systems, and `scores` the decayed products of queries with keys up to their own.
+// A block for each chunk and head of values. Writes the sums of what is kept, the inverses of the systems as
+// `solutions`, and as `scores` the decayed products of queries with keys up to their own.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    delta_prepare(const float *qkv, const float *written, float *kept, float *solutions, float *scores, const Chunk *chunks,
+    delta_prepare(const float *qkv, const float *written, const float *kept, Sum *sums_out, float *solutions, float *scores, const Chunk *chunks,
                   DELTA_HEADS) {
-    __shared__ float slab[CHUNK * ROW_STRIDE], square[CHUNK * SQUARE_STRIDE], sums[CHUNK];
+    __shared__ float slab[CHUNK * ROW_STRIDE], square[CHUNK * SQUARE_STRIDE], logs[CHUNK];
+    __shared__ Sum sums[CHUNK];
     __shared__ Four tile_memory[DEPTH * TILE_STRIDE / PART];
     float *tile = reinterpret_cast<float *>(tile_memory);
     DeltaHeads heads{key_heads, value_heads, key_dim, value_dim};
     Chunk chunk = chunks[blockIdx.x];
     int head = blockIdx.y, key_head = head / heads.group(), rows = chunk.rows, width = heads.width();
-    float *logs = kept + chunk.first * static_cast<int64_t>(value_heads) + head;
+    int64_t first = chunk.first * static_cast<int64_t>(value_heads) + head;
     for (int row = threadIdx.x; row < CHUNK; row += THREADS)
-        sums[row] = row < rows ? logs[static_cast<int64_t>(row) * value_heads] : 0;
+        logs[row] = row < rows ? kept[first + static_cast<int64_t>(row) * value_heads] : 0;
     __syncthreads();
-    if (threadIdx.x == 0)
-        for (int row = 1; row < CHUNK; row++) sums[row] += sums[row - 1];
+    if (threadIdx.x == 0) {
+        double sum = 0;
+        for (int row = 0; row < CHUNK; row++) {
+            sum += logs[row];
+            float near = static_cast<float>(sum);
+            sums[row] = {near, static_cast<float>(sum - near)};
+        }
+    }
     __syncthreads();
-    for (int row = threadIdx.x; row < rows; row += THREADS) logs[static_cast<int64_t>(row) * value_heads] = sums[row];
+    for (int row = threadIdx.x; row < rows; row += THREADS) sums_out[first + static_cast<int64_t>(row) * value_heads] = sums[row];
     Matrix queries = rows_of(qkv, chunk, width, heads.query(key_head), key_dim);
     Matrix keys = rows_of(qkv, chunk, width, heads.key(key_head), key_dim);
     int64_t stride = static_cast<int64_t>(value_heads) * CHUNK, start = chunk.first * stride + head * CHUNK;
@@ -98,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         EACH_OWN(r, c) {
             int row = own_row() + r, column = from + own_column() + c;
-            float left = column <= row ? left_of(sums[row] - sums[column]) : 0;
+            float left = column <= row ? left_between(sums[row], sums[column]) : 0;
             bool is_there = row < rows && column < row;
             float share = is_there ? written[(chunk.first + static_cast<int64_t>(row)) * value_heads + head] : 0;
             square[row * SQUARE_STRIDE + column] = is_there ? share * left * overlaps.sum[r][c] : 0;
@@ -120,7 +127,7 @@ EXPORT(delta_prepare)
 // A block for each segment, head of values and tile of its columns, which goes from chunk to chunk with its columns of the state.
 // Either writes what is read of the states (READS), or the states themselves and the values that are written into them.
 template <typename E, bool READS>
-__device__ __forceinline__ void scan(const float *qkv, const float *written, const float *sums, const float *solutions,
+__device__ __forceinline__ void scan(const float *qkv, const float *written, const Sum *sums, const float *solutions,
                                      const float *scores, const Chunk *chunks, const unsigned *segments, E *out, float *states,
                                      float *values, DeltaHeads heads) {
     __shared__ Fading fading;
@@ -188,7 +195,7 @@ __device__ __forceinline__ void scan(const float *qkv, const float *written, con
 
 #define DELTA_FORWARD(name, E) \
     extern "C" __global__ void __launch_bounds__(THREADS) name( \
-        const float *qkv, const float *written, const float *sums, const float *solutions, const float *scores, \
+        const float *qkv, const float *written, const Sum *sums, const float *solutions, const float *scores, \
         const Chunk *chunks, const unsigned *segments, E *out, DELTA_HEADS) { \
         scan<E, true>(qkv, written, sums, solutions, scores, chunks, segments, out, nullptr, nullptr, \
                             DeltaHeads{key_heads, value_heads, key_dim, value_dim}); \
@@ -198,7 +205,7 @@ DELTA_FORWARD(delta_forward_f32, float)
 DELTA_FORWARD(delta_forward_bf16, bf16)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    delta_states(const float *qkv, const float *written, const float *sums, const float *solutions, const Chunk *chunks,
+    delta_states(const float *qkv, const float *written, const Sum *sums, const float *solutions, const Chunk *chunks,
                  const unsigned *segments, float *states, float *values, DELTA_HEADS) {
     scan<float, false>(qkv, written, sums, solutions, nullptr, chunks, segments, nullptr, states, values,
                        DeltaHeads{key_heads, value_heads, key_dim, value_dim});

@@ -36,6 +36,15 @@ struct DeltaHeads {
 // What is left, of its logarithm; nothing where that is below what is far beyond the last place of anything that is read.
 __device__ __forceinline__ float left_of(float log) { return log < -50.0f ? 0.0f : expf(log); }
 
+// A sum of logarithms from the beginning of a chunk on, and what float32 leaves out of it: between two that are large lie small
+// differences.
+struct Sum {
+    float near, rest;
+};
+
+// What is left of a row at a later one.
+__device__ __forceinline__ float left_between(Sum later, Sum row) { return left_of((later.near - row.near) + (later.rest - row.rest)); }
+
 // A matrix in memory, whose rows may have factors. Beyond its borders there are zeros.
 struct Matrix {
     const float *start;
@@ -151,18 +160,19 @@ __device__ __forceinline__ float row_sum(float x) {
 
 // How much each row writes, and what is left: of the state before the chunk at each row, and of each row behind it.
 struct Fading {
-    float written[CHUNK], sums[CHUNK], since[CHUNK], until[CHUNK];
+    float written[CHUNK], since[CHUNK], until[CHUNK];
+    Sum sums[CHUNK];
 
     // From the sums of logarithms up to each token. Waits for nobody.
-    __device__ __forceinline__ void load(const float *of_written, const float *of_sums, Chunk chunk, int heads, int head) {
+    __device__ __forceinline__ void load(const float *of_written, const Sum *of_sums, Chunk chunk, int heads, int head) {
         for (int row = threadIdx.x; row < CHUNK; row += THREADS) {
             int last = chunk.rows - 1;
             int64_t at = (chunk.first + static_cast<int64_t>(min(row, last))) * heads + head;
-            float sum = of_sums[at], whole = of_sums[(chunk.first + static_cast<int64_t>(last)) * heads + head];
+            Sum sum = of_sums[at], whole = of_sums[(chunk.first + static_cast<int64_t>(last)) * heads + head];
             written[row] = row <= last ? of_written[at] : 0;
             sums[row] = sum;
-            since[row] = left_of(sum);
-            until[row] = left_of(whole - sum);
+            since[row] = left_of(sum.near);
+            until[row] = left_between(whole, sum);
         }
     }
     // What is left of the state before the chunk behind it.

@@ -5,7 +5,7 @@
 // A block for each segment, head of values and tile of its columns. Writes the gradients of the states at the borders of chunks, and
 // those of what the chunks' systems are solved for, into the columns of values.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    delta_states_backward(const float *qkv, const float *written, const float *sums, const float *solutions, const float *scores,
+    delta_states_backward(const float *qkv, const float *written, const Sum *sums, const float *solutions, const float *scores,
                           const float *d_out, const Chunk *chunks, const unsigned *segments, float *d_states, float *d_qkv,
                           DELTA_HEADS) {
     __shared__ Fading fading;
@@ -81,7 +81,7 @@ __device__ __forceinline__ float column_sum(const Tile &tile, float *scratch) {
 // gradients of products of queries with keys, `solutions` those of keys with the keys before them. Begins the gradients of how much
 // is written, and of the sums of logarithms of what is kept.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    delta_pairs_backward(const float *qkv, const float *written, const float *sums, const float *values, const float *d_out,
+    delta_pairs_backward(const float *qkv, const float *written, const Sum *sums, const float *values, const float *d_out,
                          const float *d_qkv, float *solutions, float *scores, float *d_written, float *d_kept,
                          const Chunk *chunks, DELTA_HEADS) {
     __shared__ float slab[CHUNK * ROW_STRIDE], scratch[WARPS * COLUMNS], of_written[CHUNK], of_kept[CHUNK];
@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         EACH_OWN(r, c) {
             int row = own_row() + r, column = from + own_column() + c;
             bool is_pair = column <= row && row < rows;
-            float left = is_pair ? left_of(fading.sums[row] - fading.sums[column]) : 0, share = fading.written[row];
+            float left = is_pair ? left_between(fading.sums[row], fading.sums[column]) : 0, share = fading.written[row];
             float overlap = is_pair && column < row ? left * overlaps.sum[r][c] * d_system.sum[r][c] : 0;
             int64_t at = start + row * stride + column;
             float score = is_pair ? scores[at] * d_scores.sum[r][c] : 0;
@@ -196,7 +196,7 @@ struct Borders {
 // them, one after the other; and the rest of those of what is written and kept. Those of the values, which until then are of what the
 // systems are solved for, are scaled at the end.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    delta_inputs_backward(const float *qkv, const float *written, const float *sums, const float *values, const float *d_out,
+    delta_inputs_backward(const float *qkv, const float *written, const Sum *sums, const float *values, const float *d_out,
                           const float *states, const float *d_states, const float *solutions, const float *scores,
                           float *d_qkv, float *d_written, float *d_kept, const Chunk *chunks, DELTA_HEADS) {
     __shared__ float slab[CHUNK * ROW_STRIDE], of_written[CHUNK], of_kept[CHUNK], shares[CHUNK], scratch[WARPS];

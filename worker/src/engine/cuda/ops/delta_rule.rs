@@ -41,8 +41,11 @@ pub struct RuleBuffers {
 
 /// What the rule reads, as its kernels go on with it.
 pub struct Prepared {
-    /// Queries and keys are divided by their lengths, and what is kept is summed from the beginning of each chunk.
-    inputs: RuleBuffers,
+    /// Queries and keys are divided by their lengths.
+    qkv: DeviceBuffer<f32>,
+    written: DeviceBuffer<f32>,
+    /// The logarithms of what is kept, summed from the beginning of each chunk: each sum, and what float32 leaves out of it.
+    sums: DeviceBuffer<f32>,
     /// One over the length of each query and key, `[tokens][2 * key_heads]`.
     inverses: DeviceBuffer<f32>,
     /// The inverses of the chunks' systems, `[tokens][value_heads][chunk]`.
@@ -85,6 +88,7 @@ impl DeltaRule<'_> {
         let vectors = self.tokens * 2 * self.heads.key_heads;
         let pairs = self.tokens * self.heads.value_heads * STATE_TOKENS;
         let mut inverses = gpu.take::<f32>(vectors)?;
+        let mut sums = gpu.take::<f32>(2 * self.tokens * self.heads.value_heads)?;
         let mut solutions = gpu.take::<f32>(pairs)?;
         let mut scores = gpu.take::<f32>(pairs)?;
         let [key_heads, value_heads, key_dim, value_dim] = self.sizes();
@@ -113,7 +117,8 @@ impl DeltaRule<'_> {
                 [
                     &inputs.qkv,
                     &inputs.written,
-                    &mut inputs.kept,
+                    &inputs.kept,
+                    &mut sums,
                     &mut solutions,
                     &mut scores,
                     &self.chunks.table,
@@ -125,7 +130,9 @@ impl DeltaRule<'_> {
             )?;
         }
         Ok(Prepared {
-            inputs,
+            qkv: inputs.qkv,
+            written: inputs.written,
+            sums,
             inverses,
             solutions,
             scores,
@@ -147,7 +154,9 @@ impl DeltaRule<'_> {
         let [key_heads, value_heads, key_dim, value_dim] = self.sizes();
         let name = format!("delta_forward_{}", E::SUFFIX);
         let Prepared {
-            inputs,
+            qkv,
+            written,
+            sums,
             solutions,
             scores,
             ..
@@ -159,9 +168,9 @@ impl DeltaRule<'_> {
                 &name,
                 self.scan_grid(1),
                 [
-                    &inputs.qkv,
-                    &inputs.written,
-                    &inputs.kept,
+                    qkv,
+                    written,
+                    sums,
                     solutions,
                     scores,
                     &self.chunks.table,
@@ -211,7 +220,9 @@ impl DeltaRule<'_> {
     ) -> Result<(), GpuError> {
         let [key_heads, value_heads, key_dim, value_dim] = self.sizes();
         let Prepared {
-            inputs,
+            qkv,
+            written,
+            sums,
             solutions,
             scores,
             ..
@@ -223,9 +234,9 @@ impl DeltaRule<'_> {
                 "delta_states",
                 self.scan_grid(1),
                 [
-                    &inputs.qkv,
-                    &inputs.written,
-                    &inputs.kept,
+                    qkv,
+                    written,
+                    sums,
                     solutions,
                     &self.chunks.table,
                     &self.chunks.segments,
@@ -242,9 +253,9 @@ impl DeltaRule<'_> {
                 "delta_states_backward",
                 self.scan_grid(2),
                 [
-                    &inputs.qkv,
-                    &inputs.written,
-                    &inputs.kept,
+                    qkv,
+                    written,
+                    sums,
                     solutions,
                     scores,
                     d_out,
@@ -271,7 +282,9 @@ impl DeltaRule<'_> {
     ) -> Result<(), GpuError> {
         let [key_heads, value_heads, key_dim, value_dim] = self.sizes();
         let Prepared {
-            inputs,
+            qkv,
+            written,
+            sums,
             solutions,
             scores,
             ..
@@ -283,9 +296,9 @@ impl DeltaRule<'_> {
                 "delta_pairs_backward",
                 self.chunks_grid(self.heads.value_heads),
                 [
-                    &inputs.qkv,
-                    &inputs.written,
-                    &inputs.kept,
+                    &*qkv,
+                    &*written,
+                    &*sums,
                     &saved.values,
                     d_out,
                     &gradients.qkv,
@@ -313,7 +326,9 @@ impl DeltaRule<'_> {
     ) -> Result<(), GpuError> {
         let [key_heads, value_heads, key_dim, value_dim] = self.sizes();
         let Prepared {
-            inputs,
+            qkv,
+            written,
+            sums,
             solutions,
             scores,
             ..
@@ -325,9 +340,9 @@ impl DeltaRule<'_> {
                 "delta_inputs_backward",
                 self.chunks_grid(self.heads.key_heads),
                 [
-                    &inputs.qkv,
-                    &inputs.written,
-                    &inputs.kept,
+                    qkv,
+                    written,
+                    sums,
                     &saved.values,
                     d_out,
                     &saved.states,
@@ -370,7 +385,7 @@ impl DeltaRule<'_> {
                 "delta_normalise_backward",
                 self.vectors_grid(),
                 [
-                    &prepared.inputs.qkv,
+                    &prepared.qkv,
                     &prepared.inverses,
                     &mut gradients.qkv,
                     &count,

@@ -46,7 +46,9 @@ pub(super) struct Chunk {
     pub values: Vec<f32>,
     /// Keys, as what is left of them behind the chunk.
     pub decayed_keys: Vec<f32>,
+    /// The sums of logarithms, and what float32 leaves out of them: between two that are large lie small differences.
     sums: Vec<f32>,
+    rests: Vec<f32>,
 }
 
 /// `c = a wᵀ` or `a w`, or with `add` `c += ...`.
@@ -130,6 +132,7 @@ impl Chunk {
         let all = [
             &mut self.written,
             &mut self.sums,
+            &mut self.rests,
             &mut self.since,
             &mut self.until,
         ];
@@ -138,23 +141,31 @@ impl Chunk {
         }
         let mut sum = 0.0;
         for (index, token) in tokens.enumerate() {
-            sum += inputs.kept[token * stride + head];
-            self.sums[index] = sum;
+            sum += f64::from(inputs.kept[token * stride + head]);
+            let near = sum as f32;
+            self.sums[index] = near;
+            self.rests[index] = (sum - f64::from(near)) as f32;
             self.written[index] = inputs.written[token * stride + head];
         }
         self.decays.clear();
         self.decays.resize(rows * rows, 0.0);
-        let (sums, decays) = (&self.sums, &mut self.decays);
+        let (sums, rests, decays) = (&self.sums, &self.rests, &mut self.decays);
+        let last = rows - 1;
         let (since, until) = (&mut self.since, &mut self.until);
         dispatch(
             #[inline(always)]
             || {
                 vector::map1(since, sums, decay_of);
-                vector::map1(until, sums, |own| decay_of(sum - own));
+                vector::map1(until, sums, |own| sums[last] - own);
+                vector::update1(until, rests, |apart, own| {
+                    decay_of(apart + (rests[last] - own))
+                });
                 for (row, decays) in decays.chunks_exact_mut(rows).enumerate() {
-                    let own = sums[row];
-                    vector::map1(&mut decays[..=row], &sums[..=row], |before| {
-                        decay_of(own - before)
+                    let (own, rest) = (sums[row], rests[row]);
+                    let decays = &mut decays[..=row];
+                    vector::map1(decays, &sums[..=row], |before| own - before);
+                    vector::update1(decays, &rests[..=row], |apart, before| {
+                        decay_of(apart + (rest - before))
                     });
                 }
             },
