@@ -43,8 +43,9 @@ fn device() -> Option<(ComputeDevice, MutexGuard<'static, ()>)> {
 }
 
 /// Wide layers, a large vocabulary, many layers; norms before and behind the halves of layers, behind alone, results that are
-/// multiplied, windows, and tables of their own for layers with one; narrow experts and wide ones, beside a shared one, and fused.
-fn shapes() -> [Value; 10] {
+/// multiplied, windows, and tables of their own for layers with one; narrow experts and wide ones, beside a shared one, and fused;
+/// linear attention, with states between chunks and without, and attention with a gate.
+fn shapes() -> [Value; 13] {
     let shape = |architecture: &str, vocabulary: usize, hidden: usize, layers: usize| {
         json!({
             "architectures": [architecture], "vocab_size": vocabulary, "hidden_size": hidden,
@@ -96,6 +97,31 @@ fn shapes() -> [Value; 10] {
             json!({
                 "num_local_experts": 5, "num_experts_per_tok": 3, "intermediate_size": 64,
                 "sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]
+            }),
+        ),
+        with(
+            shape("Qwen3_5ForCausalLM", 100, 128, 3),
+            json!({
+                "full_attention_interval": 2, "intermediate_size": 64, "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 32
+            }),
+        ),
+        // Attention takes the most.
+        with(
+            shape("Qwen3_5ForCausalLM", 100, 64, 2),
+            json!({
+                "full_attention_interval": 2, "intermediate_size": 64, "linear_num_key_heads": 1,
+                "linear_num_value_heads": 1, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                "num_attention_heads": 12, "head_dim": 64
+            }),
+        ),
+        with(
+            shape("Qwen3NextForCausalLM", 100, 64, 2),
+            json!({
+                "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+                "linear_key_head_dim": 16, "linear_value_head_dim": 64, "num_experts": 4,
+                "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                "shared_expert_intermediate_size": 32, "intermediate_size": 64
             }),
         ),
     ]
@@ -170,6 +196,7 @@ fn peak(
 fn for_shape<'a>(flags: &[(&'a str, &'a str)], shape: &Value) -> Vec<(&'a str, &'a str)> {
     let kinds = [
         "Qwen3MoeForCausalLM",
+        "Qwen3NextForCausalLM",
         "MixtralForCausalLM",
         "GptOssForCausalLM",
     ];

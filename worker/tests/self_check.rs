@@ -6,7 +6,7 @@
 use std::process::Command;
 
 /// Five rows of each of ten shapes, and one more where the base is in 4 bits.
-const ROWS: usize = 52;
+const ROWS: usize = 62;
 
 /// What it prints on processors where each process misbehaves so.
 fn rows(failpoint: &str, options: &[&str]) -> Vec<String> {

@@ -3,7 +3,7 @@
 
 mod weights;
 
-use super::layer::{Layer, Place};
+use super::layer::{Layer, Place, STATE_TOKENS};
 use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
 use crate::job::{BaseDtype, Reduction};
 pub use weights::{RANK_MULTIPLE, WIDENED_TILE, widened_tile};
@@ -40,7 +40,7 @@ pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
     let narrow = windows
         .filter(|window| **window < work.sequence_len)
         .count() as u64;
-    let batch = (4 + 2 * narrow) * work.tokens() * 4;
+    let batch = (4 + 2 * narrow) * work.tokens() * 4 + chunks(shape, work);
     let scratch = match work.trained {
         Trained::All | Trained::Some(_) => tile(SUMS_TILE),
         Trained::Adapters { .. } => 0,
@@ -58,6 +58,17 @@ pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
         operation: peak.operation,
         libraries: WORKSPACE_BYTES as u64,
         moment: peak.moment,
+    }
+}
+
+/// Bytes of what says where the chunks of a slot's blocks lie, where layers have linear attention.
+fn chunks(shape: &Shape, work: &Work) -> u64 {
+    match shape.linear_attention {
+        Some(_) => {
+            let chunks = work.batch * work.sequence_len.div_ceil(STATE_TOKENS);
+            (4 * chunks + work.batch + 1) as u64 * 4
+        }
+        None => 0,
     }
 }
 

@@ -2,6 +2,7 @@
 //! the engine takes and frees them (`worker/src/engine/cuda/layers/`, `worker/src/engine/model/layers`).
 
 mod experts_on_gpu;
+mod gated_on_gpu;
 mod own_input;
 
 use std::ops::Range;
@@ -77,16 +78,22 @@ struct Linear {
     /// Columns of queries, keys and values behind the convolution.
     convolved: u64,
     heads: u64,
+    key_heads: u64,
     /// Scalars of the states of all heads.
     state: u64,
+    /// Borders between the chunks of a slot's blocks, as if each block were one text.
+    borders: u64,
 }
 
-impl From<&LinearAttention> for Linear {
-    fn from(sizes: &LinearAttention) -> Self {
+impl Linear {
+    fn new(sizes: &LinearAttention, work: &Work) -> Self {
+        let chunks = work.sequence_len.div_ceil(STATE_TOKENS);
         Self {
             convolved: sizes.convolved() as u64,
             heads: sizes.value_heads as u64,
+            key_heads: sizes.key_heads as u64,
             state: (sizes.values() * sizes.key_dim) as u64,
+            borders: (work.batch * chunks.saturating_sub(1)) as u64,
         }
     }
 }
@@ -152,7 +159,7 @@ impl Layer {
                         Some(_) => 0,
                     },
                     output_gate: shape.output_gate && linear.is_none(),
-                    linear: linear.map(Linear::from),
+                    linear: linear.map(|sizes| Linear::new(sizes, work)),
                     intermediate: shape.inner_size(layer) as u64,
                     experts: shape.experts_of(layer).map(|experts| Routed {
                         count: experts.count as u64,
@@ -271,7 +278,10 @@ impl Layer {
     }
 
     fn context(&self) -> u64 {
-        self.narrow(self.queries + self.ranks[1])
+        match self.is_gated_on_gpu() {
+            true => self.narrow(self.queries),
+            false => self.narrow(self.queries + self.ranks[1]),
+        }
     }
 
     fn gate_up(&self) -> u64 {
@@ -337,6 +347,9 @@ impl Layer {
     /// Bytes that a forward pass takes between the projections: queries and keys once they are rotated, and the values beside them; or
     /// what linear attention reads and what it gives.
     fn mixing(&self) -> u64 {
+        if self.is_gated_on_gpu() {
+            return self.mixing_on_gpu();
+        }
         match self.linear {
             None => self.narrow(self.attended),
             Some(linear) => {
@@ -359,8 +372,13 @@ impl Layer {
         let [qkv_largest, gate_largest] = self.largest;
         let masked =
             self.masked(self.hidden, qkv_rank) + self.gaining(self.hidden, qkv_largest, qkv_rank);
-        let projecting = self.narrow(self.qkv) + self.narrow(self.hidden + qkv_rank) + masked;
+        let reading = self.narrow(self.hidden + qkv_rank) + masked;
+        let projecting = self.narrow(self.qkv) + reading.max(self.apart_on_gpu());
         let adding = self.wide(self.hidden) + self.result();
+        let adding = match self.is_gated_on_gpu() {
+            true => self.opening(adding),
+            false => adding,
+        };
         let attending = self.attended() + self.mixing().max(adding);
         let masked = self.masked(self.hidden, gate_rank)
             + self.gaining(self.hidden, gate_largest, gate_rank);
@@ -451,6 +469,9 @@ impl Layer {
     }
 
     fn backward_to_qkv(&self) -> u64 {
+        if self.is_gated_on_gpu() {
+            return self.backward_gated_on_gpu();
+        }
         let rank = self.ranks[1];
         let (d_context, d_rotated) = (self.summed(self.queries), self.summed(self.attended));
         let masked = 2 * self.masked(self.queries, rank);

@@ -2,20 +2,18 @@
 //! the model with all its frozen weights; the trainable ones come with the first refresh.
 
 mod experts;
+mod mixer;
 
 use std::sync::Arc;
 
 use common::files::adapter::{Factor, tensor_name};
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Quantization};
-use common::model::{
-    EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, SINKS, projections,
-};
+use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, projections};
 
 use super::blas::GpuElement;
 use super::causal_lm::CausalLm;
 use super::gpu::Gpu;
-use super::layers::attention::AttentionBlock;
 use super::layers::decoder::DecoderLayer;
 use super::layers::feed_forward::FeedForward;
 use super::layers::mlp::Mlp;
@@ -24,14 +22,12 @@ use super::ops::frozen::{Frozen, Scratch};
 use super::ops::lora_linear::Lora;
 use super::ops::projection::{Linear, Projection, Staged};
 use super::ops::rms_norm::RmsNorm;
-use super::ops::rope::HeadNorms;
 use super::ops::token_matrix::TokenMatrix;
 use super::params::{FlatRange, Vector};
 use crate::engine::EngineError;
 use crate::engine::adapter::JobAdapter;
 use crate::engine::model::weights::{WeightSource, name_key};
 use crate::engine::ops::element::Element;
-use crate::engine::ops::rope::HeadLayout;
 
 /// What a model on the GPU is built from.
 pub struct Parts<'a> {
@@ -92,63 +88,39 @@ impl Parts<'_> {
     fn layer<E: Element + GpuElement>(&self, layer: usize) -> Result<DecoderLayer<E>, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
-        let [qkv, output, gate_up, down, shared, ..] = projections(config, layer);
-        let [query_width, key_width] = config.head_norm_widths(layer);
-        let head_norm = |name: &str, width: usize| {
-            let name = format!("{prefix}self_attn.{name}.weight");
-            self.vector(&name, width)
-        };
-        let head_norms = match config.head_norms {
-            HeadNormKind::None => None,
-            HeadNormKind::EachHead | HeadNormKind::AllHeads => Some(HeadNorms {
-                query: head_norm("q_norm", query_width)?,
-                key: head_norm("k_norm", key_width)?,
-                epsilon: config.rms_norm_epsilon as f32,
-                offset: config.norm_offset,
-                is_wide: config.head_norms == HeadNormKind::AllHeads,
-            }),
-        };
-        let layer_norm = |name: Option<&str>| {
-            name.map(|name| self.norm(&format!("{prefix}{name}.weight")))
-                .transpose()
-        };
-        let residual = |name| -> Result<Residual, EngineError> {
-            Ok(Residual {
-                norm: layer_norm(name)?,
-                scale: config.scales.residual as f32,
-            })
-        };
+        let [input, output, gate_up, down, shared, ..] = projections(config, layer);
+        let mlp_norm = || self.layer_norm(&prefix, config.norms.mlp_input);
         Ok(DecoderLayer {
-            attention: AttentionBlock {
-                norm: layer_norm(config.norms.attention_input)?,
-                qkv: self.projection(&prefix, &qkv)?,
-                output: self.projection(&prefix, &output)?,
-                residual: residual(config.norms.attention_output)?,
-                layout: HeadLayout::of(config, layer),
-                head_norms,
-                kind: config.layer_kinds[layer],
-                scale: config.scales.attention as f32,
-                cap: config.caps.attention.map(|cap| cap as f32),
-                sinks: match config.sinks {
-                    true => Some(self.vector(&format!("{prefix}{SINKS}"), config.heads)?),
-                    false => None,
-                },
-            },
+            mixer: self.mixer(layer, &prefix, [&input, &output])?,
             mlp: match config.experts_of(layer) {
                 None => FeedForward::Dense(Box::new(Mlp {
-                    norm: layer_norm(config.norms.mlp_input)?,
+                    norm: mlp_norm()?,
                     gate_up: self.projection(&prefix, &gate_up)?,
                     down: self.projection(&prefix, &down)?,
-                    residual: residual(config.norms.mlp_output)?,
+                    residual: self.residual(&prefix, config.norms.mlp_output)?,
                     activation: config.activation,
                 })),
                 Some(experts) => {
-                    let norm = layer_norm(config.norms.mlp_input)?;
+                    let norm = mlp_norm()?;
                     let shared = [gate_up, down, shared];
                     let experts = self.experts(&prefix, experts, norm, &shared)?;
                     FeedForward::Experts(Box::new(experts))
                 }
             },
+        })
+    }
+
+    /// The norm of this name in a layer, where it has one.
+    fn layer_norm(&self, prefix: &str, name: Option<&str>) -> Result<Option<RmsNorm>, EngineError> {
+        name.map(|name| self.norm(&format!("{prefix}{name}.weight")))
+            .transpose()
+    }
+
+    /// How what a half of a layer computes is added, normed by the norm of this name where there is one.
+    fn residual(&self, prefix: &str, norm: Option<&str>) -> Result<Residual, EngineError> {
+        Ok(Residual {
+            norm: self.layer_norm(prefix, norm)?,
+            scale: self.config.scales.residual as f32,
         })
     }
 

@@ -6,8 +6,8 @@ use common::files::model::{ModelFolder, ModelTensor, Scalars, WeightFiles, write
 use common::files::tensors::Dtype;
 use common::job::{BaseDtype, InitWeights, Quantization};
 use common::model::{
-    CONVOLUTION, EMBEDDING, HEAD, INPUT_EMBEDDING, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert,
-    is_router,
+    CONVOLUTION, EMBEDDING, HEAD, INPUT_EMBEDDING, ModelConfig, base_tensors, is_norm_or_bias,
+    is_of_expert, is_router,
 };
 use common::nf4::Nf4;
 

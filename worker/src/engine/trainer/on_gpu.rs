@@ -275,17 +275,8 @@ fn adapter_not_on_gpus(lora: &LoraSpec, config: &ModelConfig) -> Option<&'static
 
 /// What of a decoder the kernels do not do, if anything.
 fn not_on_gpus(config: &ModelConfig) -> Option<&'static str> {
-    let checks = [
-        (config.linear_attention.is_some(), "linear attention"),
-        (config.output_gate, "gates of what attention gives"),
-        (
-            !config.layer_sizes.is_empty(),
-            "heads of two sizes, norms of values, and keys that layers share",
-        ),
-    ];
-    checks
-        .into_iter()
-        .find_map(|(is_there, feature)| is_there.then_some(feature))
+    (!config.layer_sizes.is_empty())
+        .then_some("heads of two sizes, norms of values, and keys that layers share")
 }
 
 #[cfg(test)]

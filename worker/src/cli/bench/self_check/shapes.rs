@@ -17,7 +17,7 @@ pub struct Shape {
 
 /// The shapes to check: every method and type; heads of 64, 128 and 256, and sequences that fill no tile; windows, soft caps, and norms
 /// before and behind the halves of layers, of each head and of all together; experts beside a shared one, and fused ones with sinks;
-/// bases of 4 bits.
+/// linear attention over several chunks, by attention with a gate; bases of 4 bits.
 pub fn shapes() -> Vec<Shape> {
     let config = |architecture: &str, head_dim: usize| {
         json!({
@@ -131,6 +131,35 @@ pub fn shapes() -> Vec<Shape> {
                 "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 160,
                 "sliding_window": 70, "layer_types": ["sliding_attention", "full_attention"],
                 "attention_bias": true
+            }),
+        ),
+        with(
+            shape(
+                "Qwen3.5, LoRA, bfloat16",
+                "Qwen3_5ForCausalLM",
+                256,
+                Mode::Lora,
+                Dtype::Bfloat16,
+                170,
+            ),
+            json!({
+                "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+                "linear_key_head_dim": 128, "linear_value_head_dim": 128
+            }),
+        ),
+        with(
+            shape(
+                "Qwen3-Next, all weights, float32",
+                "Qwen3NextForCausalLM",
+                64,
+                Mode::Full,
+                Dtype::Float32,
+                140,
+            ),
+            json!({
+                "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+                "linear_key_head_dim": 64, "linear_value_head_dim": 96, "num_experts": 8,
+                "num_experts_per_tok": 2, "moe_intermediate_size": 96, "shared_expert_intermediate_size": 96
             }),
         ),
         in_4_bits(shape(

@@ -6,17 +6,17 @@
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::Pass;
-use super::attention::{AttentionActivations, AttentionBlock};
 use super::feed_forward::{FeedForward, FeedForwardActivations};
+use super::token_mixer::{MixerActivations, TokenMixer};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Pace};
 use crate::engine::cuda::params::GradientSink;
 use crate::engine::model::layers::decoder::Keep;
 
-/// A decoder layer: attention, then feed-forward.
+/// A decoder layer: attention or what stands in its place, then feed-forward.
 pub struct DecoderLayer<E> {
-    pub attention: AttentionBlock<E>,
+    pub mixer: TokenMixer<E>,
     pub mlp: FeedForward<E>,
 }
 
@@ -33,7 +33,7 @@ struct KeptLayer<E> {
 
 /// What a layer computes between its input and its output.
 struct LayerActivations<E> {
-    attention: AttentionActivations<E>,
+    mixer: MixerActivations<E>,
     /// The residual between the layer's two halves, `[tokens][hidden]`.
     post_attention_residual: DeviceBuffer<f32>,
     mlp: FeedForwardActivations<E>,
@@ -98,7 +98,7 @@ pub fn backward<E: GpuElement>(
         }
         let x = x.as_view();
         let LayerActivations {
-            attention,
+            mixer,
             post_attention_residual,
             mlp,
         } = match activations {
@@ -108,8 +108,7 @@ pub fn backward<E: GpuElement>(
         let residual = post_attention_residual.as_view();
         layer.mlp.backward(&residual, mlp, gradient, pass, sink)?;
         drop(post_attention_residual);
-        let attention_block = &layer.attention;
-        attention_block.backward(&x, attention, gradient, pass, sink)?;
+        layer.mixer.backward(&x, mixer, gradient, pass, sink)?;
     }
     Ok(Some(()))
 }
@@ -117,22 +116,14 @@ pub fn backward<E: GpuElement>(
 impl<E: GpuElement> DecoderLayer<E> {
     /// Takes over the trainable weights after an update.
     pub fn refresh(&mut self, gpu: &Gpu, flat: &DeviceBuffer<f32>) -> Result<(), GpuError> {
-        self.attention.refresh(gpu, flat)?;
+        self.mixer.refresh(gpu, flat)?;
         self.mlp.refresh(gpu, flat)
     }
 
     /// Bytes that a layer keeps for each token with [`Keep::Everything`].
     pub fn kept_bytes(&self) -> usize {
-        let AttentionBlock {
-            qkv,
-            output,
-            layout,
-            ..
-        } = &self.attention;
-        let hidden = self.mlp.hidden();
-        let elements = qkv.out() + output.inputs(1).stride;
-        let attention = layout.heads * size_of::<f32>() + elements * size_of::<E>();
-        2 * hidden * size_of::<f32>() + attention + self.mlp.kept_bytes()
+        let residuals = 2 * self.mlp.hidden() * size_of::<f32>();
+        residuals + self.mixer.kept_bytes() + self.mlp.kept_bytes()
     }
 
     fn forward_saving(
@@ -140,13 +131,13 @@ impl<E: GpuElement> DecoderLayer<E> {
         x: &CudaView<f32>,
         pass: Pass,
     ) -> Result<LayerActivations<E>, GpuError> {
-        let (post_attention_residual, attention) = self.attention.forward(x, pass)?;
+        let (post_attention_residual, mixer) = self.mixer.forward(x, pass)?;
         Ok(LayerActivations {
             mlp: self
                 .mlp
                 .forward_saving(&post_attention_residual.as_view(), pass)?,
             post_attention_residual,
-            attention,
+            mixer,
         })
     }
 }

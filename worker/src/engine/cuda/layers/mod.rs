@@ -5,10 +5,12 @@ pub mod attention;
 pub mod decoder;
 pub mod experts;
 pub mod feed_forward;
+pub mod gated_delta_net;
 pub mod mlp;
 pub mod residual;
 pub mod ropes;
 pub mod shared_expert;
+pub mod token_mixer;
 
 use cudarc::driver::{CudaView, CudaViewMut};
 

@@ -72,23 +72,17 @@ fn trained(device: ComputeDevice, dir: &Path, job: JobSpec) -> Trainer {
 #[test]
 fn families_that_the_kernels_do_not_know_are_refused_by_name() {
     let Some(gpu) = gpu() else { return };
-    for (architecture, name, feature) in [
-        ("Qwen3_5ForCausalLM", "Qwen3.5", "linear attention"),
-        ("Qwen3_5MoeForCausalLM", "Qwen3.5-MoE", "linear attention"),
-        ("Qwen3NextForCausalLM", "Qwen3-Next", "linear attention"),
-        ("Gemma4ForCausalLM", "Gemma 4", "keys that layers share"),
-    ] {
-        let dir = model(architecture);
-        let loaded = Trainer::load(TrainerOptions {
-            job: Arc::new(job(Method::Full)),
-            model_dir: dir.path().to_owned(),
-            adapter_dir: None,
-            threads: 1,
-            device: gpu.clone(),
-        });
-        let message = loaded.err().unwrap().to_string();
-        let words = [name, feature, "--device cpu"];
-        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    let dir = model("Gemma4ForCausalLM");
+    let loaded = Trainer::load(TrainerOptions {
+        job: Arc::new(job(Method::Full)),
+        model_dir: dir.path().to_owned(),
+        adapter_dir: None,
+        threads: 1,
+        device: gpu,
+    });
+    let message = loaded.err().unwrap().to_string();
+    for words in ["Gemma 4", "keys that layers share", "--device cpu"] {
+        assert!(message.contains(words), "{message}");
     }
 }
 

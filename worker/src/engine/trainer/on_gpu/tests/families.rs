@@ -1,4 +1,4 @@
-//! Every family with attention in all layers trains on the GPU as on the processor, each with all that tells it from the others.
+//! Every family trains on the GPU as on the processor, each with all that tells it from the others.
 
 use common::model::ModelConfig;
 use serde_json::{Value, json};
@@ -96,6 +96,18 @@ fn families() -> Vec<Value> {
                 "layer_types": ["sliding_attention", "full_attention"]
             }),
         ),
+        // Linear attention, then attention with gates, of whose dimensions a quarter are rotated unless it is said; keys that several
+        // value heads share, and keys that none do.
+        with("Qwen3_5ForCausalLM", json!({"partial_rotary_factor": 0.5})),
+        with(
+            "Qwen3_5ForCausalLM",
+            json!({
+                "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_key_head_dim": 12,
+                "linear_value_head_dim": 40, "linear_conv_kernel_dim": 2
+            }),
+        ),
+        with("Qwen3_5MoeForCausalLM", json!({})),
+        with("Qwen3NextForCausalLM", json!({"mlp_only_layers": []})),
     ]
 }
 
@@ -238,6 +250,37 @@ fn a_packed_block_equals_its_documents_one_by_one() {
         let difference: Vec<f32> = mean.iter().zip(&expected).map(|(a, b)| a - b).collect();
         let apart = gradient_norm(MeanSource::Values(&difference)) / norm;
         assert!(apart < 1e-5, "{what}: {apart}");
+    });
+}
+
+/// With states between chunks, and others that begin anew behind them.
+#[test]
+fn texts_of_several_chunks_have_the_processor_s_gradients_and_the_same_bits_again() {
+    let Some(gpu) = gpu() else { return };
+    let linear = families().into_iter().filter(|json| {
+        let path = "config.json".as_ref();
+        let config = ModelConfig::parse(json, path).unwrap();
+        config.linear_attention.is_some()
+    });
+    let blocks = [block(&[150, 37], 3), block(&[70, 64, 65], 4)];
+    for_each_of(linear.collect(), |dir, what| {
+        for method in methods() {
+            let run = |device, gradient_checkpointing| {
+                let job = JobSpec {
+                    gradient_checkpointing,
+                    ..job(method.clone())
+                };
+                slot_sums(&mut trained(device, dir, job), 1, &blocks)
+            };
+            let found = run(gpu.clone(), Checkpointing::Never);
+            let expected = run(ComputeDevice::Cpu, Checkpointing::Never);
+            let apart = distance(&found.0, &expected.0);
+            assert!(apart < 1e-5, "{what} {method:?}: {apart}");
+            let apart = found.1 / expected.1 - 1.0;
+            assert!(apart.abs() < 1e-5, "{what} {method:?}: {apart}");
+            let again = run(gpu.clone(), Checkpointing::Always);
+            assert!(found == again, "{what} {method:?}");
+        }
     });
 }
 
