@@ -138,7 +138,7 @@ impl Values<'_> {
             ("hidden_size_per_layer_input", MAX_WIDTH / layers),
         ] {
             if let Some(value) = config.get(key)
-                && !value.as_u64().is_some_and(|size| size <= most)
+                && value.as_u64().is_none_or(|size| size > most)
             {
                 self.refuse(key, value, &format!("a whole number from 0 to {most}"));
             }

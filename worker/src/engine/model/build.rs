@@ -141,7 +141,11 @@ impl Parts<'_> {
             mlp: match config.experts_of(layer) {
                 None => {
                     let output_norm = config.norms.mlp_output;
-                    FeedForward::Dense(self.mlp(&prefix, [&gate_up, &down], output_norm)?)
+                    FeedForward::Dense(Box::new(self.mlp(
+                        &prefix,
+                        [&gate_up, &down],
+                        output_norm,
+                    )?))
                 }
                 Some(experts) if experts.sizes.beside_dense => {
                     let dense = [&gate_up[..], &down];
@@ -151,7 +155,7 @@ impl Parts<'_> {
                 Some(experts) => {
                     let norm = self.layer_norm(&prefix, config.norms.mlp_input)?;
                     let shared = [gate_up, down, shared];
-                    FeedForward::Experts(self.experts(&prefix, experts, norm, &shared)?)
+                    FeedForward::Experts(Box::new(self.experts(&prefix, experts, norm, &shared)?))
                 }
             },
         })

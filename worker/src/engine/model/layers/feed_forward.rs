@@ -10,8 +10,8 @@ use crate::engine::ops::router_loss::RouterLoss;
 
 /// The feed-forward half of a decoder layer.
 pub enum FeedForward {
-    Dense(Mlp),
-    Experts(Experts),
+    Dense(Box<Mlp>),
+    Experts(Box<Experts>),
     Both(Box<DenseAndExperts>),
 }
 
