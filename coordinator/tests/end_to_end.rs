@@ -173,8 +173,9 @@ fn linear_attention_with_experts_is_the_same_with_two_workers() {
 #[test]
 fn layers_that_share_keys_are_the_same_with_two_workers() {
     let kinds = ["sliding_attention", "full_attention"];
+    let kinds = [kinds, kinds].concat();
     let own = json!({
-        "num_hidden_layers": 4, "layer_types": [kinds, kinds].concat(), "sliding_window": 16,
+        "num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 16,
         "global_head_dim": 32, "num_kv_shared_layers": 2, "use_double_wide_mlp": true,
         "hidden_size_per_layer_input": 8, "hidden_activation": "gelu_pytorch_tanh"
     });

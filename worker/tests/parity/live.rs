@@ -300,8 +300,9 @@ fn gemma4(config: &mut Value) {
     ] {
         config[key] = size.into();
     }
+    // Transformers takes what an older spelling says, or null there, for the whole.
     for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
-        config[key] = Value::Null;
+        config.as_object_mut().unwrap().remove(key);
     }
 }
 
