@@ -218,8 +218,19 @@ fn two_workers_with(class: &str, model_type: &str, own: Value) {
     }
     let file = TensorFile::open(&site.path("two-full/model.safetensors")).unwrap();
     let shape = |name: &str| file.get(&format!("model.layers.0.{name}")).unwrap().shape;
-    assert_eq!(shape("linear_attn.conv1d.weight"), [2 * 32 + 96, 1, 4]);
-    assert_eq!(shape("linear_attn.A_log"), [4]);
+    let expected: &[(&str, &[usize])] = match class {
+        "Gemma4ForCausalLM" => &[
+            ("layer_scalar", &[1]),
+            ("per_layer_input_gate.weight", &[8, 32]),
+        ],
+        _ => &[
+            ("linear_attn.conv1d.weight", &[2 * 32 + 96, 1, 4]),
+            ("linear_attn.A_log", &[4]),
+        ],
+    };
+    for (name, expected) in expected {
+        assert_eq!(shape(name), *expected, "{name}");
+    }
 }
 
 #[test]

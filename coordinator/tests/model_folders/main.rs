@@ -251,7 +251,7 @@ fn a_gemma_4_that_cannot_be_is_refused_in_a_line() {
             json!(["full_attention"]),
             &["layer_types has 1 entries"],
         ),
-        ("enable_moe_block", json!(true), &["enable_moe_block"]),
+        ("enable_moe_block", json!(true), &["num_experts is missing"]),
         // What it has of its own is not in the folder.
         (
             "hidden_size_per_layer_input",

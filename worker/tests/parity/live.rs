@@ -293,6 +293,8 @@ fn gemma4(config: &mut Value) {
     config["num_hidden_layers"] = 4.into();
     config["layer_types"] = json!([kinds, kinds].concat());
     config["hidden_activation"] = "gelu_pytorch_tanh".into();
+    // Else a token would mostly be followed by itself, because embeddings are multiplied.
+    config["tie_word_embeddings"] = false.into();
     for (key, size) in [
         ("sliding_window", 7),
         ("global_head_dim", 48),
