@@ -149,8 +149,8 @@ fn a_base_of_4_bits_stays_so_on_gpus_beside_the_memory_that_it_is_widened_to() {
         weights(Some(how(true))),
     );
     let share = |bytes: u64| bytes as f64 / wide as f64;
-    assert!(share(linears) < 0.48, "{}", share(linears));
-    assert!(share(all) < 0.34, "{}", share(all));
+    assert!(share(linears) < 0.49, "{}", share(linears));
+    assert!(share(all) < 0.35, "{}", share(all));
     // Gate and up with the factors of both adapters, or a tile of the output layer, in two bytes.
     let gate_up = 2 * (6144 + 32) * (1024 + 32);
     let tile = 2 * gpu::WIDENED_TILE as u64;

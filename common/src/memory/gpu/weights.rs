@@ -91,7 +91,10 @@ impl Projection {
 
     /// Scalars of the factors by themselves.
     fn factors(&self) -> u64 {
-        (self.out + self.width) * self.rank
+        match self.out {
+            0 => 0,
+            out => (out + self.width) * self.rank,
+        }
     }
 }
 
