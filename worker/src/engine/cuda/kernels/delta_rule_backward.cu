@@ -122,7 +122,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             float left = is_pair ? left_between(fading.sums[row], fading.sums[column]) : 0, share = fading.written[row];
             float overlap = is_pair && column < row ? left * overlaps.sum[r][c] * d_system.sum[r][c] : 0;
             int64_t at = start + row * stride + column;
-            float score = is_pair ? scores[at] * d_scores.sum[r][c] : 0;
+            // A row is by itself as it is: what it would add it would take again, but for its rounding.
+            float score = is_pair && column < row ? scores[at] * d_scores.sum[r][c] : 0;
             of_shares[r] += overlap;
             of_sums.sum[r][c] = score - share * overlap;
             if (row >= rows || column >= rows) continue;
@@ -248,6 +249,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             for (int r = 0; r < PART; r++) {
                 int row = own_row() + r;
                 float of_query = row_sum(of_queries[r]), of_key = row_sum(of_keys[r]), faded = row_sum(of_faded[r]);
+                // The last row is as it is behind the chunk.
+                if (row >= rows - 1) faded = 0;
                 if (own_column() == 0) {
                     of_written[row] = -of_key;
                     of_kept[row] = of_query - fading.written[row] * of_key - faded;

@@ -149,10 +149,11 @@ impl ChunkGradient {
                     // The gradient of the system has the other sign.
                     let of_overlaps = vector::dot(&d_system[..row], &overlaps[..row]);
                     *written -= of_overlaps;
-                    kept[row] += vector::dot(&d_scores[..=row], &scores[..=row]);
+                    // A row is by itself as it is: what it would add it would take again, but for its rounding.
+                    kept[row] += vector::dot(&d_scores[..row], &scores[..row]);
                     kept[row] -= share * of_overlaps;
-                    let before = &mut kept[..=row];
-                    vector::update2(before, &d_scores[..=row], &scores[..=row], |kept, d, s| {
+                    let before = &mut kept[..row];
+                    vector::update2(before, &d_scores[..row], &scores[..row], |kept, d, s| {
                         kept - d * s
                     });
                     let before = &mut kept[..row];
@@ -225,8 +226,11 @@ impl ChunkGradient {
                         until * vector::dot(decayed_keys, key)
                     },
                 );
-                self.kept[row] -= of_row;
-                of_all += of_row;
+                // The last row is as it is behind the chunk.
+                if row + 1 < rows {
+                    self.kept[row] -= of_row;
+                    of_all += of_row;
+                }
             }
             self.kept[rows - 1] += of_all;
         }
