@@ -18,6 +18,11 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    if let Err(error) = common::instruction_set::check() {
+        complain(&error);
+        streams::finish();
+        return ExitCode::from(exit::USAGE);
+    }
     let arguments: Arguments = match manual::parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -37,11 +42,6 @@ fn main() -> ExitCode {
             streams::finish();
             return ExitCode::from(exit::USAGE);
         }
-    }
-    if let Err(error) = common::instruction_set::check() {
-        complain(&error);
-        streams::finish();
-        return ExitCode::from(exit::USAGE);
     }
     let code = match arguments.command {
         Command::Start(arguments) => start::run(&arguments).unwrap_or_else(|error| {

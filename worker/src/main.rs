@@ -151,6 +151,9 @@ struct JoinArgs {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = common::instruction_set::check() {
+        end_with(USAGE, &error);
+    }
     let cli: Cli = match manual::parse() {
         Ok(cli) => cli,
         Err(error) => end_with(FAILED, &error.to_string()),
@@ -162,9 +165,6 @@ fn main() -> ExitCode {
         Err(error) => {
             end_with(USAGE, &error.to_string());
         }
-    }
-    if let Err(error) = common::instruction_set::check() {
-        end_with(USAGE, &error);
     }
     let code = match cli.command {
         Command::Join(args) => run_join(args),

@@ -256,7 +256,10 @@ impl Part<'_> {
         is_first: bool,
     ) -> Option<u64> {
         let (low, middle) = (&mut self.low[range.clone()], &mut self.middle[range]);
-        let in_halves = InstructionSet::chosen() == InstructionSet::Avx2;
+        let in_halves = match InstructionSet::chosen() {
+            InstructionSet::Avx2 => true,
+            InstructionSet::Scalar | InstructionSet::Avx512 | InstructionSet::Avx512Bf16 => false,
+        };
         let (invalid, fits) = dispatch(
             #[inline(always)]
             || match (is_first, in_halves) {

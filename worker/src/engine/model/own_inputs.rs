@@ -132,7 +132,7 @@ impl OwnInputs {
     fn factor(&self) -> f32 {
         let hidden = self.projection.0.first();
         let hidden = hidden.map_or(1, |linear| linear.weight.matrix_dims().1);
-        (hidden as f64).powf(-0.5) as f32
+        1.0 / (hidden as f64).sqrt() as f32
     }
 }
 

@@ -54,7 +54,7 @@ impl<'a, E> View<'a, E> {
     where
         E: Element,
     {
-        let data = E::as_f32(self.data).expect("what is trained as a whole is float32");
+        let data = E::as_f32(self.data).expect("elements that are float32, or were widened");
         View::strided(data, self.rows, self.columns, self.stride)
     }
 

@@ -38,7 +38,7 @@ impl Parts<'_> {
                         epsilon: self.config.rms_norm_epsilon as f32,
                         offset: false,
                     },
-                    factor: (self.config.hidden_size as f64).powf(-0.5) as f32,
+                    factor: (1.0 / (self.config.hidden_size as f64).sqrt()) as f32,
                     scales: self.weight(&per_expert, &[sizes.count])?,
                 }),
                 routing: Routing {

@@ -40,6 +40,7 @@ impl Instructions for Avx2 {
 
 /// # Safety
 /// As [`tiles`].
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn multiply(rows: usize, block: Block) {
     // SAFETY: the caller's word.

@@ -74,6 +74,7 @@ impl Instructions for Avx512Bf16 {
 
 /// # Safety
 /// As [`tiles`].
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn multiply_f32(rows: usize, block: Block) {
     // SAFETY: the caller's word.

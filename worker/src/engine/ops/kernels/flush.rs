@@ -14,8 +14,10 @@ fn switch_on() -> u64 {
     /// Flush to zero, and denormals are zero.
     const BOTH: u32 = 1 << 15 | 1 << 6;
     let mut before = 0u32;
-    // SAFETY: only these two switches change, for one call that the compiler does not look into; what it could move across this has no
-    // floating-point numbers. Both are set back behind it.
+    // SAFETY: Rust takes the switches for unchanged. What they change is what operations give for numbers that are not normal; the
+    // compiler could only tell where it computes such an operation itself, or moves one across this. Between here and where they are
+    // set back is one call that it does not inline (`Instructions::multiply`), whose operands and results are in memory, which both
+    // blocks of assembly are taken to read and write.
     unsafe {
         std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut before, options(nostack));
         let now = before | BOTH;

@@ -335,26 +335,67 @@ fn of_every_kind<E: Element>(len: usize, seed: u64, share: u64) -> Vec<E> {
     (0..len).map(draw).collect()
 }
 
-/// The sum of an element as it is defined.
-fn chain<E: Element>(start: f32, products: impl Iterator<Item = (E, E)>) -> f32 {
-    let is_narrow = size_of::<E>() < size_of::<f32>();
-    let flushed = |x: f32| match is_narrow && x.is_subnormal() {
+/// `a b + sum` of the products of bfloat16: what would be below the normal numbers, had it been rounded to as many places, is zero.
+fn flushing(a: f32, b: f32, sum: f32) -> f32 {
+    let flushed = |x: f32| match x.is_subnormal() {
         true => 0f32.copysign(x),
         false => x,
     };
-    let wide = |(a, w): (E, E)| (flushed(a.wide()), flushed(w.wide()));
-    let mut products: Vec<(f32, f32)> = products.map(wide).collect();
-    if is_narrow {
-        if products.len() % 2 == 1 {
-            products.push((0.0, 0.0));
-        }
-        products
-            .chunks_exact_mut(2)
-            .for_each(|pair| pair.swap(0, 1));
+    let [a, b, sum] = [a, b, sum].map(flushed);
+    let result = a.mul_add(b, sum);
+    // Far above the border nothing of this matters; below, a power of two leads there without rounding.
+    const FAR: f32 = 1e-30;
+    if !(result.abs() < FAR && sum.abs() < FAR) {
+        return flushed(result);
+    }
+    let up = 2f32.powi(40);
+    match (a * up).mul_add(b * up, sum * up * up).abs() < f32::MIN_POSITIVE * up * up {
+        true => 0f32.copysign(result),
+        false => result,
+    }
+}
+
+/// The sum of an element as it is defined.
+fn chain<E: Element>(start: f32, products: impl Iterator<Item = (E, E)>) -> f32 {
+    let mut products: Vec<(f32, f32)> = products.map(|(a, w)| (a.wide(), w.wide())).collect();
+    if size_of::<E>() == size_of::<f32>() {
+        let products = products.into_iter();
+        return products.fold(start, |sum, (a, w)| a.mul_add(w, sum));
+    }
+    if products.len() % 2 == 1 {
+        products.push((0.0, 0.0));
     }
     products
-        .into_iter()
-        .fold(start, |sum, (a, w)| flushed(a.mul_add(w, flushed(sum))))
+        .chunks_exact_mut(2)
+        .for_each(|pair| pair.swap(0, 1));
+    let products = products.into_iter();
+    products.fold(start, |sum, (a, w)| flushing(a, w, sum))
+}
+
+/// Sums at the border of the normal numbers, on both sides of where rounding takes them across it.
+#[test]
+fn products_of_bfloat16_below_the_normal_numbers_are_zero_with_every_set_of_instructions() {
+    let half = bf16::from_f32(2f32.powi(-75));
+    for (exponent, expected) in [(-75, 0.0), (-77, f32::MIN_POSITIVE)] {
+        let (a, w) = (
+            [half, bf16::ZERO],
+            [-bf16::from_f32(2f32.powi(exponent)), bf16::ZERO],
+        );
+        for set in sets() {
+            let part = Part {
+                first: 0,
+                start: Start::Rows(&[f32::MIN_POSITIVE]),
+                terms: vec![Term {
+                    a: View::new(&a, 1, 2),
+                    w: View::new(&w, 1, 2).into(),
+                    along: Along::Columns,
+                }],
+            };
+            let mut y = [1.0f32];
+            product_with(set, Target::new(&mut y, 1, 1), &[part]);
+            assert_eq!(y[0], expected, "{set:?}, 2^{exponent}");
+        }
+    }
 }
 
 fn check_definition<E: Element>(share: u64) {
@@ -403,6 +444,24 @@ fn check_definition<E: Element>(share: u64) {
                 product_with(set, Target::new(&mut y, rows, width), &[part]);
                 let found: Vec<u32> = y.into_iter().map(bits).collect();
                 assert_eq!(found, expected, "{set:?}, {rows}x{width}x{sum}, {along:?}");
+                // With whatever lies behind the sum where that ends within a word.
+                let stride = sum.next_multiple_of(size_of::<f32>() / size_of::<E>());
+                let mut padded = vec![E::round_from(7.0); rows * stride];
+                for (to, from) in padded.chunks_exact_mut(stride).zip(a.chunks_exact(sum)) {
+                    to[..sum].copy_from_slice(from);
+                }
+                let term = Term {
+                    a: View::new(&padded, rows, stride),
+                    w: view.into(),
+                    along,
+                };
+                let mut c = starts.clone();
+                kernels::multiply_small(set, MatrixMut::new(&mut c, rows, width), true, term);
+                let found: Vec<u32> = c.into_iter().map(bits).collect();
+                assert_eq!(
+                    found, expected,
+                    "{set:?}, small, {rows}x{width}x{sum}, {along:?}"
+                );
             }
         }
         // The gradient of weights: the first factor lies the other way round.
